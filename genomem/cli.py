@@ -1,0 +1,217 @@
+"""The command line: one verb a stage. The only place for arguments, standard output and exit codes.
+
+Hyper-parameters live in the study, not in flags, so that a study file is the whole experiment.
+Heavy imports happen inside the verbs: `genomem --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from genomem import __version__
+from genomem.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_USER_ERROR, GenomemError
+
+if TYPE_CHECKING:
+    from genomem.config import Study
+
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one verb and returns the exit code: 0 done, 2 a mistake that the user can mend, 130 interrupted."""
+    arguments = _parser().parse_args(argv)
+    try:
+        arguments.run(arguments)
+    except GenomemError as error:
+        return _fail(str(error))
+    except KeyboardInterrupt:
+        print("genomem: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    except OSError as error:
+        if error.errno not in DISK_FULL and not isinstance(error, PermissionError):
+            raise
+        return _fail(f"{error.filename or 'results'}: {error.strerror}; nothing half-written was kept - make room or mend the permissions, and run it again")
+    return EXIT_OK
+
+
+def _fail(message: str) -> int:
+    print(f"genomem: error: {' '.join(message.split())}", file=sys.stderr)
+    return EXIT_USER_ERROR
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="genomem",
+        description="DNA models that remember, from reference genomes to a benchmark report.",
+        epilog="`snakemake --cores all` runs every stage of a study in order; each verb runs one stage by hand.",
+    )
+    parser.add_argument("--version", action="version", version=f"genomem {__version__}")
+    verbs = parser.add_subparsers(title="stages, in the order of a study", metavar="VERB", required=True)
+    _add(verbs, "validate", _validate, "check a study file and say what it will run")
+    _add(verbs, "simulate", _simulate, "make the study's simulated genomes and benchmarks")
+    _data(_add(verbs, "download", _download, "fetch a genome or benchmark, from the mirror first, and verify it"))
+    _data(_add(verbs, "tokenize", _tokenize, "turn a FASTA or a benchmark into a memory-mapped store"))
+    _model(_add(verbs, "pretrain", _pretrain, "pretrain a model on next-nucleotide prediction; goes on from its last checkpoint"))
+    _seed(_dataset(_model(_add(verbs, "finetune", _finetune, "fine-tune a model on a benchmark, one seed"))))
+    _evaluate_tasks(verbs.add_parser("evaluate", help="the final evaluation: held-out chromosomes, test sets, controls"))
+    _add(verbs, "report", _report, "write the HTML report from all records of the study")
+    return parser
+
+
+def _add(verbs, name: str, run: Callable[[argparse.Namespace], None], summary: str) -> argparse.ArgumentParser:
+    parser = verbs.add_parser(name, help=summary, description=summary[0].upper() + summary[1:] + ".")
+    parser.add_argument("study", type=Path, metavar="STUDY", help="study file, such as config/quickstart.yaml")
+    parser.set_defaults(run=run)
+    return parser
+
+
+def _data(parser: argparse.ArgumentParser) -> None:
+    choice = parser.add_mutually_exclusive_group(required=True)
+    choice.add_argument("--genome", help="a key under `genomes:`")
+    choice.add_argument("--dataset", help="a key under `benchmarks:`")
+
+
+def _model(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    parser.add_argument("--model", required=True, help="a key under `models:`")
+    return parser
+
+
+def _dataset(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    parser.add_argument("--dataset", required=True, help="a key under `benchmarks:`")
+    return parser
+
+
+def _seed(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    parser.add_argument("--seed", required=True, type=int, help="one of `seeds:`")
+    return parser
+
+
+def _evaluate_tasks(parser: argparse.ArgumentParser) -> None:
+    tasks = parser.add_subparsers(title="tasks", metavar="TASK", required=True)
+    _add(tasks, "markov", _evaluate_markov, "fit Markov models on the training chromosomes and score the test chromosomes")
+    _model(_add(tasks, "language", _evaluate_language, "score the test chromosomes with a pretrained model"))
+    _dataset(_add(tasks, "controls", _evaluate_controls, "what a benchmark gives away without a model, and its leaks"))
+    _dataset(_model(_add(tasks, "classification", _evaluate_classification, "score a benchmark's test set with every seed of a model")))
+
+
+# ---------------------------------------------------------------- verbs
+
+
+def _study(arguments: argparse.Namespace) -> Study:
+    """Reads the study and checks that the keys on the command line stand in it."""
+    from genomem.config import load_study
+
+    study = load_study(arguments.study)
+    for option, section in (("genome", study.genomes), ("dataset", study.benchmarks), ("model", study.models)):
+        key = getattr(arguments, option, None)
+        if key is not None and key not in section:
+            raise GenomemError(f"{arguments.study}: no {option} {key!r}; it has {', '.join(section) or 'none'}")
+    seed = getattr(arguments, "seed", None)
+    if seed is not None and seed not in study.seeds:
+        raise GenomemError(f"{arguments.study}: no seed {seed}; it has {', '.join(map(str, study.seeds))}")
+    return study
+
+
+def _validate(arguments: argparse.Namespace) -> None:
+    study = _study(arguments)
+    runs = len(study.models) * len(study.benchmarks) * len(study.seeds)
+    print(f"{arguments.study}: a valid study '{study.name}'")
+    print(f"  genomes     {', '.join(study.genomes)}")
+    print(f"  benchmarks  {', '.join(study.benchmarks) or 'none'}")
+    print(f"  models      {', '.join(study.models)} ({len(study.pretrained_models)} pretrained)")
+    print(f"  runs        {len(study.pretrained_models)} pretraining, {runs} fine-tuning ({len(study.seeds)} seeds)")
+
+
+def _simulate(arguments: argparse.Namespace) -> None:
+    from genomem.data.simulate import simulate
+
+    simulate(_study(arguments))
+
+
+def _download(arguments: argparse.Namespace) -> None:
+    from genomem.data import download
+
+    study = _study(arguments)
+    if arguments.genome:
+        download.download_genome(study, arguments.genome)
+    else:
+        download.download_benchmark(study, arguments.dataset)
+
+
+def _tokenize(arguments: argparse.Namespace) -> None:
+    from genomem.layout import Layout
+
+    study = _study(arguments)
+    layout = Layout(study)
+    if arguments.genome:
+        from genomem.data.genome import tokenize_genome
+
+        section, name = study.genomes[arguments.genome], arguments.genome
+        roles = {"validation": section.validation, "test": section.test, "exclude": section.exclude}
+        tokenize_genome(layout.genome_fasta(name), layout.genome_store(name), name=name, **roles)
+    else:
+        from genomem.data.benchmark import tokenize_benchmark
+
+        name = arguments.dataset
+        limit = study.benchmarks[name].max_length_bp
+        tokenize_benchmark(layout.benchmark_source(name), layout.benchmark_store(name), name=name, max_length_bp=limit)
+
+
+def _pretrain(arguments: argparse.Namespace) -> None:
+    study = _study(arguments)
+    if not study.models[arguments.model].pretrain:
+        raise GenomemError(f"{arguments.study}: models.{arguments.model} has `pretrain: false`; finetune trains it from scratch")
+    from genomem.training.pretrain import pretrain
+
+    pretrain(study, arguments.model)
+
+
+def _finetune(arguments: argparse.Namespace) -> None:
+    study = _study(arguments)
+    from genomem.training.finetune import finetune
+
+    finetune(study, arguments.dataset, arguments.model, arguments.seed)
+
+
+def _evaluate_markov(arguments: argparse.Namespace) -> None:
+    from genomem.evaluation.markov import evaluate_markov
+
+    evaluate_markov(_study(arguments))
+
+
+def _evaluate_language(arguments: argparse.Namespace) -> None:
+    study = _study(arguments)
+    from genomem.evaluation.language import evaluate_language
+
+    evaluate_language(study, arguments.model)
+
+
+def _evaluate_controls(arguments: argparse.Namespace) -> None:
+    from genomem.evaluation.controls import evaluate_controls
+
+    evaluate_controls(_study(arguments), arguments.dataset)
+
+
+def _evaluate_classification(arguments: argparse.Namespace) -> None:
+    study = _study(arguments)
+    from genomem.evaluation.classification import evaluate_classification
+
+    evaluate_classification(study, arguments.dataset, arguments.model)
+
+
+def _report(arguments: argparse.Namespace) -> None:
+    from genomem.layout import Layout
+    from genomem.report import write_report
+
+    study = _study(arguments)
+    write_report(study, arguments.study)
+    print(f"report: {Layout(study).report.resolve()}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,138 @@
+"""Batches: windows of genomes for language modelling, padded sequences for classification.
+
+A training batch is a pure function of (seed, step): no worker, no resume and no number of processes changes it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from genomem.data import tokenizer
+from genomem.data.benchmark import LabelledSequences
+from genomem.data.genome import Genome
+from genomem.errors import GenomemError
+
+BASES = slice(tokenizer.A, tokenizer.T + 1)
+
+
+@dataclass(frozen=True)
+class LanguageBatch:
+    """Windows of a genome, each one base longer than the context.
+
+    Attributes:
+        tokens: `[B, T]` int64, what the model reads.
+        targets: `[B, T]` int64, the base after each token: 0 to 3 for A, C, G, T; 0 where the weight is 0.
+        weights: `[B, T]` float32: 1, less on soft-masked targets, 0 on N.
+    """
+
+    tokens: Tensor
+    targets: Tensor
+    weights: Tensor
+
+    def part(self, index: int, parts: int) -> LanguageBatch:
+        """Returns the rows of one of `parts` equal parts."""
+        size = self.tokens.shape[0] // parts
+        rows = slice(index * size, (index + 1) * size)
+        return LanguageBatch(self.tokens[rows], self.targets[rows], self.weights[rows])
+
+    def to(self, device: torch.device) -> LanguageBatch:
+        return LanguageBatch(*(x.to(device, non_blocking=True) for x in (self.tokens, self.targets, self.weights)))
+
+
+def language_batch(windows: np.ndarray, repeat_weight: float) -> LanguageBatch:
+    """Returns the batch of `windows`, `[B, T + 1]` ASCII bases."""
+    tokens = tokenizer.encode(windows).astype(np.int64)
+    targets = tokens[:, 1:] - tokenizer.A
+    is_base = (targets >= 0) & (targets < 4)
+    weights = np.where(tokenizer.is_soft_masked(windows[:, 1:]), repeat_weight, 1.0) * is_base
+    return LanguageBatch(torch.from_numpy(tokens[:, :-1]), torch.from_numpy(np.where(is_base, targets, 0)), torch.from_numpy(weights).float())
+
+
+class WindowSampler:
+    """Random windows of the training chromosomes of several genomes.
+
+    A genome is drawn in proportion to its weight times its training bases, a window uniformly within it.
+    Windows never cross a chromosome's end.
+
+    Args:
+        genomes: Stores and their weights.
+        context_bp: Tokens that the model reads; a window has one base more.
+        batch_size: Windows in a batch.
+        reverse_complement: Reads each window from either strand with probability 1/2.
+        seed: Of the whole stream.
+
+    Raises:
+        GenomemError: No training chromosome is as long as a window.
+    """
+
+    def __init__(self, genomes: Sequence[tuple[Genome, float]], *, context_bp: int, batch_size: int, reverse_complement: bool, seed: int) -> None:
+        self.length, self.batch_size, self.reverse_complement, self.seed = context_bp + 1, batch_size, reverse_complement, seed
+        chromosomes = [(genome.bases(name), weight) for genome, weight in genomes for name in genome.chromosomes("train")]
+        usable = [(bases, weight) for bases, weight in chromosomes if len(bases) >= self.length]
+        if not usable:
+            longest = max((len(bases) for bases, _ in chromosomes), default=0)
+            raise GenomemError(f"pretrain.context_bp: no training chromosome has {self.length} bases (the longest has {longest}); shorten the context")
+        self.chromosomes = [bases for bases, _ in usable]
+        starts = np.array([len(bases) - self.length + 1 for bases, _ in usable])
+        mass = starts * np.array([weight for _, weight in usable])
+        self._starts, self._share = starts, mass / mass.sum()
+
+    @property
+    def num_bases(self) -> int:
+        """Training bases that windows are drawn from."""
+        return sum(len(bases) for bases in self.chromosomes)
+
+    def windows(self, step: int) -> np.ndarray:
+        """Returns the windows of a step, `[B, T + 1]` ASCII bases."""
+        rng = np.random.default_rng([self.seed, step])
+        chosen = rng.choice(len(self.chromosomes), size=self.batch_size, p=self._share)
+        starts = (rng.random(self.batch_size) * self._starts[chosen]).astype(np.int64)
+        windows = np.stack([self.chromosomes[c][s : s + self.length] for c, s in zip(chosen, starts, strict=True)])
+        if self.reverse_complement:
+            flipped = rng.random(self.batch_size) < 0.5
+            windows[flipped] = tokenizer.reverse_complement(windows[flipped])
+        return windows
+
+
+@dataclass(frozen=True)
+class LabelledBatch:
+    """Sequences padded on the right to the longest of the batch, or to a fixed length.
+
+    Attributes:
+        tokens: `[B, T]` int64; mask: `[B, T]` bool, True for real tokens; labels: `[B]` int64.
+    """
+
+    tokens: Tensor
+    mask: Tensor
+    labels: Tensor
+
+
+def labelled_batch(part: LabelledSequences, rows: np.ndarray, *, length: int | None = None, flip: np.ndarray | None = None) -> LabelledBatch:
+    """Returns the batch of some rows of a benchmark part.
+
+    Args:
+        rows: `[B]` indices into the part.
+        length: Pads to this length; None: the longest of the rows.
+        flip: `[B]` bool, which rows to reverse-complement.
+    """
+    sequences = [part.sequences[row] for row in rows]
+    if flip is not None:
+        sequences = [tokenizer.reverse_complement(s) if f else s for s, f in zip(sequences, flip, strict=True)]
+    lengths = np.array([len(s) for s in sequences])
+    tokens = np.full((len(rows), length or lengths.max()), tokenizer.PAD, dtype=np.int64)
+    for row, sequence in zip(tokens, sequences, strict=True):
+        row[: len(sequence)] = tokenizer.encode(sequence)
+    mask = np.arange(tokens.shape[1]) < lengths[:, None]
+    return LabelledBatch(torch.from_numpy(tokens), torch.from_numpy(mask), torch.from_numpy(part.labels[rows]))
+
+
+def shuffled_rows(count: int, batch_size: int, *, seed: int, epoch: int) -> Iterator[np.ndarray]:
+    """Yields the row indices of each batch of an epoch; a last batch that is short is kept."""
+    order = np.random.default_rng([seed, epoch]).permutation(count)
+    for start in range(0, count, batch_size):
+        yield order[start : start + batch_size]

@@ -1,0 +1,63 @@
+"""Causal depthwise convolution with carried history, masks and document borders."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from genomem.ops.ragged import compaction, reorder, take_last
+
+
+def causal_convolution(
+    x: Tensor, weight: Tensor, history: Tensor | None = None, *, dilation: int = 1, mask: Tensor | None = None, reset: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Returns `y[t] = sum_j weight[j] x[t - j dilation]` a channel, over the tokens of one document.
+
+    Args:
+        x: `[B, T, D]`.
+        weight: `[J, D]`; `weight[0]` is the tap on the token itself.
+        history: `[B, (J - 1) dilation, D]`, what the last call returned; None is a fresh start (zeros).
+        mask: `[B, T]` bool, False for padding anywhere; the rest is computed as if padding were cut out.
+        reset: `[B, T]` bool, True at the first token of a document.
+
+    Returns:
+        `y` `[B, T, D]`, zero at padding, and the new history.
+    """
+    taps, span = weight.shape[0], (weight.shape[0] - 1) * dilation
+    if history is None:
+        history = x.new_zeros(x.shape[0], span, x.shape[2])
+    if x.shape[1] == 0:
+        return x, history
+    if mask is None:
+        return _convolve(x, weight, history, dilation, reset, None)
+    order, inverse = compaction(mask)
+    compact_reset = None if reset is None else (reset & mask).gather(1, order)
+    compact = reorder(x * mask[..., None], order)
+    output, history = _convolve(compact, weight, history, dilation, compact_reset, mask.sum(1))
+    return reorder(output, inverse) * mask[..., None], history
+
+
+def _convolve(x: Tensor, weight: Tensor, history: Tensor, dilation: int, reset: Tensor | None, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
+    span, tokens = history.shape[1], x.shape[1]
+    padded = torch.cat([history.to(x.dtype), x], dim=1)
+    document = None if reset is None else F.pad(reset.cumsum(1), (span, 0))
+    if document is None:
+        output = F.conv1d(padded.transpose(1, 2), weight.flip(0).t()[:, None], groups=x.shape[2], dilation=dilation).transpose(1, 2)
+    else:
+        output = torch.zeros_like(x)
+        for tap in range(weight.shape[0]):
+            first = span - tap * dilation
+            same = document[:, first : first + tokens] == document[:, span:]
+            output = output + padded[:, first : first + tokens] * same[..., None] * weight[tap]
+    if span == 0:
+        return output, history
+    if lengths is None:
+        return output, _within_document(padded[:, tokens:], None if document is None else document[:, tokens:])
+    kept = take_last(padded, lengths + span, span)
+    return output, _within_document(kept, None if document is None else take_last(document, lengths + span, span))
+
+
+def _within_document(history: Tensor, document: Tensor | None) -> Tensor:
+    """Zeroes what lies before the last document border: to the next token it is a fresh start."""
+    return history if document is None else history * (document == document[:, -1:])[..., None]

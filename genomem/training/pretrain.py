@@ -1,0 +1,219 @@
+"""Pretraining: next-nucleotide prediction on the training chromosomes, with Accelerate."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from genomem.config import Study, stage_digest
+from genomem.data.batches import BASES, LanguageBatch, WindowSampler, language_batch
+from genomem.data.genome import Genome
+from genomem.data.tokenizer import VOCAB_SIZE
+from genomem.errors import GenomemError
+from genomem.files import atomic_path
+from genomem.layout import Layout
+from genomem.models import build_model, count_parameters
+from genomem.progress import track
+from genomem.record import RunRecord, Stopwatch, describe_environment
+from genomem.training.checkpoint import Checkpoints, save_weights, weights_sha256
+from genomem.training.interruption import StopRequest, stop_on_signals
+from genomem.training.optimizer import build_optimizer, set_learning_rate, warmup_cosine
+from genomem.training.scoring import spaced_windows, window_bits_per_base
+
+LOG_EVERY = 25
+MIXED_PRECISION = {"float32": "no", "bfloat16": "bf16"}
+
+
+def pretrain(study: Study, name: str) -> None:
+    """Pretrains one model of the study and writes its weights, metrics log and record.
+
+    Goes on from the newest checkpoint of the same study digest. A signal (Ctrl-C, SIGTERM, SIGUSR1) saves a
+    checkpoint at the end of the step and raises `KeyboardInterrupt`.
+
+    Raises:
+        GenomemError: The batch cannot be shared evenly, the stores are missing, or the loss is not finite.
+    """
+    watch = Stopwatch()
+    run = Pretraining(study, name)
+    with stop_on_signals() as stop:
+        run.train(stop)
+    if run.accelerator.is_main_process:
+        run.write(watch)
+    run.accelerator.wait_for_everyone()
+    run.accelerator.end_training()
+
+
+class Pretraining:
+    """One pretraining run: what it reads, what it trains, and how far it has come."""
+
+    def __init__(self, study: Study, name: str) -> None:
+        self.study, self.name, self.settings = study, name, study.pretrain
+        self.layout = Layout(study)
+        self.accelerator = Accelerator(mixed_precision=MIXED_PRECISION[self.settings.precision])
+        self.parts = self.accelerator.num_processes * self.settings.accumulation
+        if self.settings.batch_size % self.parts:
+            raise GenomemError(
+                f"pretrain.batch_size: {self.settings.batch_size} windows cannot be shared by {self.accelerator.num_processes} processes"
+                f" x accumulation {self.settings.accumulation}; make it a multiple of {self.parts}"
+            )
+        self.genomes = {key: Genome(self.layout.genome_store(key)) for key in study.genomes}
+        self.data = {key: genome.sequence_sha256 for key, genome in self.genomes.items()}
+        self.digest = stage_digest(study, "pretrain", model=name)
+        self.sampler = WindowSampler(
+            [(genome, study.genomes[key].weight) for key, genome in self.genomes.items()],
+            context_bp=self.settings.context_bp,
+            batch_size=self.settings.batch_size,
+            reverse_complement=self.settings.reverse_complement,
+            seed=self.settings.seed,
+        )
+        held_out = [genome.bases(chrom) for genome in self.genomes.values() for chrom in genome.chromosomes("validation")]
+        self.validation = spaced_windows(held_out, self.settings.context_bp + 1, self.settings.validation_bp)
+        torch.manual_seed(self.settings.seed)
+        model = build_model(study.models[name], VOCAB_SIZE)
+        optimizer = build_optimizer(
+            model, learning_rate=self.settings.learning_rate, weight_decay=self.settings.weight_decay, betas=self.settings.betas
+        )
+        self.checkpoints = Checkpoints(self.layout.checkpoints(name) / self.digest, self.data)
+        self.resumed_from, self.log = self.checkpoints.restore(model, optimizer)
+        self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
+
+    @property
+    def bare_model(self) -> nn.Module:
+        """The model without the wrapper of data parallelism."""
+        return self.accelerator.unwrap_model(self.model)
+
+    def train(self, stop: StopRequest) -> None:
+        """Runs the steps that are left."""
+        began, seconds_before = time.monotonic(), self.log[-1].get("seconds", 0.0) if self.log else 0.0
+        steps = range(self.resumed_from, self.settings.steps)
+        if self.accelerator.is_main_process:
+            steps = track(steps, f"pretrain {self.name}", total=self.settings.steps, start=self.resumed_from, unit="steps", status=self._status)
+        for step in steps:
+            loss, norm, rate = self._step(step)
+            done = step + 1
+            last = done == self.settings.steps
+            if done % LOG_EVERY == 0 or last:
+                seconds = round(seconds_before + time.monotonic() - began, 2)
+                self._write_log(done, train_bits=loss.item() / math.log(2), learning_rate=rate, gradient_norm=norm.item(), seconds=seconds)
+            if done % self.settings.validate_every == 0 or last:
+                self._write_log(done, validation_bits=self._validation_bits(), seconds=round(seconds_before + time.monotonic() - began, 2))
+            if done % self.settings.checkpoint_every == 0 and not last:
+                self._save(done)
+            if self._should_stop(stop) and not last:
+                self._save(done)
+                raise KeyboardInterrupt
+
+    def _step(self, step: int) -> tuple[Tensor, Tensor, float]:
+        """Takes one optimiser step; returns the loss in nats a base over the global batch, the gradient norm and the learning rate."""
+        settings = self.settings
+        factor = warmup_cosine(step, steps=settings.steps, warmup=settings.warmup_steps, final=settings.final_learning_rate)
+        set_learning_rate(self.optimizer, settings.learning_rate * factor)
+        # Dropout is a function of (seed, step, rank), so a resumed run draws the same masks.
+        torch.manual_seed((settings.seed * 1_000_003 + step) * 64 + self.accelerator.process_index)
+        batch = language_batch(self.sampler.windows(step), settings.repeat_weight)
+        total = batch.weights.sum().clamp(min=1e-6).item()
+        self.model.train()
+        loss = torch.zeros((), device=self.accelerator.device)
+        for index in range(settings.accumulation):
+            part = batch.part(self.accelerator.process_index * settings.accumulation + index, self.parts).to(self.accelerator.device)
+            is_last = index == settings.accumulation - 1
+            with contextlib.nullcontext() if is_last else self.accelerator.no_sync(self.model):
+                part_loss = self._loss(part) / total
+                # Data parallelism averages gradients over processes; the loss is a sum over them.
+                self.accelerator.backward(part_loss * self.accelerator.num_processes)
+            loss += part_loss.detach()
+        loss = self.accelerator.reduce(loss, reduction="sum")
+        norm = self.accelerator.clip_grad_norm_(self.model.parameters(), settings.gradient_clip)
+        if not (torch.isfinite(loss) and torch.isfinite(norm)):
+            raise GenomemError(
+                f"pretrain {self.name}: the loss or its gradient is not finite at step {step + 1};"
+                f" lower pretrain.learning_rate ({settings.learning_rate}) or raise pretrain.warmup_steps ({settings.warmup_steps})"
+            )
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return loss, norm, settings.learning_rate * factor
+
+    def _loss(self, batch: LanguageBatch) -> Tensor:
+        """Returns the weighted sum of -ln p over a part of the batch."""
+        logits, _ = self.model(batch.tokens)
+        nats = F.cross_entropy(logits[..., BASES].float().flatten(0, 1), batch.targets.flatten(), reduction="none")
+        return (nats * batch.weights.flatten()).sum()
+
+    def _validation_bits(self) -> float:
+        """Returns bits per base over the second half of each validation window."""
+        self.bare_model.eval()
+        chunks = [self.validation[i : i + 64] for i in range(0, len(self.validation), 64)]
+        if not chunks:
+            raise GenomemError(f"pretrain.context_bp: no validation chromosome has {self.settings.context_bp + 1} bases; shorten the context")
+        half = self.settings.context_bp // 2
+        bits = torch.cat([torch.from_numpy(window_bits_per_base(self.bare_model, chunk, self.accelerator.device)[:, half:]) for chunk in chunks])
+        return bits.nanmean().item()
+
+    def _write_log(self, step: int, **values: float) -> None:
+        tokens = step * self.settings.batch_size * self.settings.context_bp
+        self.log.append({"step": step, "tokens": tokens, **{key: round(value, 6) for key, value in values.items()}})
+
+    def _status(self) -> str:
+        latest = {key: value for row in self.log for key, value in row.items()}
+        shown = [f"{label} {latest[key]:.3f}" for label, key in (("train", "train_bits"), ("validation", "validation_bits")) if key in latest]
+        speed = f"{self._tokens_per_second() / 1000:.1f}k tokens/s" if latest.get("seconds") else ""
+        return " ".join([*shown, "bits/base" if shown else "", speed]).strip()
+
+    def _tokens_per_second(self) -> float:
+        return self.log[-1]["tokens"] / self.log[-1]["seconds"] if self.log and self.log[-1].get("seconds") else 0.0
+
+    def _should_stop(self, stop: StopRequest) -> bool:
+        """True on every process as soon as one has had a signal."""
+        if self.accelerator.num_processes == 1:
+            return stop.requested
+        flag = torch.tensor(float(stop.requested), device=self.accelerator.device)
+        return bool(self.accelerator.reduce(flag, reduction="sum").item())
+
+    def _save(self, step: int) -> None:
+        if self.accelerator.is_main_process:
+            self.checkpoints.save(step, self.bare_model, self.optimizer.optimizer, self.log)
+        self.accelerator.wait_for_everyone()
+
+    def write(self, watch: Stopwatch) -> None:
+        """Writes weights, metrics and, last, the record; then the checkpoints are no longer needed."""
+        folder = self.layout.pretrained(self.name)
+        save_weights(folder, self.bare_model, self.study.models[self.name], vocab_size=VOCAB_SIZE, digest=self.digest)
+        write_log(folder / "metrics.jsonl", self.log)
+        validations = [row["validation_bits"] for row in self.log if "validation_bits" in row]
+        result = {
+            "parameters": count_parameters(self.bare_model),
+            "steps": self.settings.steps,
+            "tokens": self.settings.steps * self.settings.batch_size * self.settings.context_bp,
+            "training_bp": self.sampler.num_bases,
+            "final_validation_bits": validations[-1],
+            "best_validation_bits": min(validations),
+            "weights_sha256": weights_sha256(self.bare_model),
+            "processes": self.accelerator.num_processes,
+        }
+        record = RunRecord(
+            stage="pretrain",
+            study=self.study.name,
+            digest=self.digest,
+            keys={"model": self.name, "seed": self.settings.seed},
+            result=result,
+            data=self.data,
+            environment=describe_environment(str(self.accelerator.device)),
+            run={**watch.run(), "tokens_per_second": round(self._tokens_per_second()), "resumed_from_step": self.resumed_from},
+        )
+        record.write(folder / "record.json")
+        self.checkpoints.clear()
+
+
+def write_log(path: Path, log: list[dict[str, Any]]) -> None:
+    """Writes a metrics log, one JSON object a line, atomically."""
+    with atomic_path(path) as temporary:
+        temporary.write_text("".join(json.dumps(row) + "\n" for row in log), encoding="utf-8")
