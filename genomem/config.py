@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Hashable
 from difflib import get_close_matches
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -22,12 +23,13 @@ DEFAULT_STUDY = Path("config/quickstart.yaml")
 # A name becomes a folder and a Snakemake wildcard, so it holds neither a path separator nor a space.
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=80)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+BelowOne = Annotated[float, Field(ge=0.0, lt=1.0)]
 
 
 class Section(BaseModel):
     """A part of the study: immutable, and a misspelt key is an error."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
 
 
 # ---------------------------------------------------------------- data
@@ -63,9 +65,9 @@ class Genome(Section):
         None, pattern=r"^[0-9a-f]{64}$", description="digest of names, lengths and upper-case bases; holds for any packing"
     )
     simulate: SimulatedGenome | None = Field(None, description="make this genome instead of fetching it")
-    validation: tuple[str, ...] = Field((), description="chromosomes held out for validation")
-    test: tuple[str, ...] = Field((), description="chromosomes held out for the final evaluation")
-    exclude: tuple[str, ...] = Field((), description="chromosomes left out altogether")
+    validation: tuple[str, ...] = Field((), description="chromosomes held out for validation: names, or patterns such as chrUn_*")
+    test: tuple[str, ...] = Field((), description="chromosomes held out for the final evaluation, likewise")
+    exclude: tuple[str, ...] = Field((), description="chromosomes left out altogether, likewise")
     weight: float = Field(1.0, gt=0, description="how often pretraining draws from it, relative to its training bases")
 
     _sources = field_validator("sources", mode="before")(_as_sources)
@@ -198,7 +200,7 @@ class Pretrain(Section):
     final_learning_rate: float = Field(0.1, ge=0, le=1, description="at the end of the cosine, as a fraction of learning_rate")
     warmup_steps: int = Field(100, ge=0)
     weight_decay: float = Field(0.1, ge=0)
-    betas: tuple[Fraction, Fraction] = (0.9, 0.95)
+    betas: tuple[BelowOne, BelowOne] = (0.9, 0.95)
     gradient_clip: float = Field(1.0, gt=0)
     repeat_weight: Fraction = Field(0.1, description="loss weight of soft-masked (lower-case) bases")
     reverse_complement: bool = Field(True, description="each window is read from either strand with probability 1/2")
@@ -300,6 +302,8 @@ class _StrictLoader(yaml.SafeLoader):
         seen: set[Any] = set()
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
+            if not isinstance(key, Hashable):
+                raise yaml.constructor.ConstructorError(None, None, "a key is a list or a mapping", key_node.start_mark)
             if key in seen and key != "<<":
                 raise yaml.constructor.ConstructorError(None, None, f"key {key!r} stands twice", key_node.start_mark)
             seen.add(key)
@@ -393,31 +397,42 @@ def _locate(loc: tuple[str | int, ...]) -> tuple[type[Section] | None, list[str]
     """
     section: type[Section] | None = Study
     keys: list[str] = []
-    pending: dict[str, type[Section]] | None = None
-    for step in loc:
-        if pending is not None and step in pending:
-            section, pending = pending[str(step)], None
+    is_name = False
+    tags: dict[str, type[Section]] | None = None
+    for place, step in enumerate(loc, start=1):
+        if tags is not None and not is_name and step in tags:
+            section, tags = tags[str(step)], None
             continue
         keys.append(str(step))
-        if section is not None and step in section.model_fields and step != loc[-1]:
-            section, pending = _SECTIONS.get((section, str(step)), (None, None))
+        if is_name:
+            is_name = False
+        elif section is not None and step in section.model_fields and place < len(loc):
+            section, tags, is_name = _SECTIONS.get((section, str(step)), _Below(None))
     return section, keys
+
+
+class _Below(NamedTuple):
+    """What stands below a key: its section, the tags that pydantic puts in front of one, and whether names or numbers come first."""
+
+    section: type[Section] | None
+    tags: dict[str, type[Section]] | None = None
+    is_named: bool = False
 
 
 _MODELS: dict[str, type[Section]] = {"sequence_model": SequenceModel, "cnn": CNN}
 MIXER_OPTIONS: dict[str, type[Section]] = {"titans_lmm": TitansLMM, "attention": Attention, "causal_conv": CausalConv}
-_SECTIONS: dict[tuple[type[Section], str], tuple[type[Section] | None, dict[str, type[Section]] | None]] = {
-    (Study, "genomes"): (Genome, None),
-    (Study, "benchmarks"): (Benchmark, None),
-    (Study, "models"): (SequenceModel, _MODELS),
-    (Study, "pretrain"): (Pretrain, None),
-    (Study, "finetune"): (Finetune, None),
-    (Study, "evaluate"): (Evaluate, None),
-    (Genome, "simulate"): (SimulatedGenome, None),
-    (Genome, "sources"): (Source, None),
-    (Benchmark, "simulate"): (SimulatedBenchmark, None),
-    (Benchmark, "sources"): (Source, None),
-    (SequenceModel, "layers"): (None, MIXER_OPTIONS),
+_SECTIONS: dict[tuple[type[Section], str], _Below] = {
+    (Study, "genomes"): _Below(Genome, is_named=True),
+    (Study, "benchmarks"): _Below(Benchmark, is_named=True),
+    (Study, "models"): _Below(SequenceModel, _MODELS, is_named=True),
+    (Study, "pretrain"): _Below(Pretrain),
+    (Study, "finetune"): _Below(Finetune),
+    (Study, "evaluate"): _Below(Evaluate),
+    (Genome, "simulate"): _Below(SimulatedGenome),
+    (Genome, "sources"): _Below(Source, is_named=True),
+    (Benchmark, "simulate"): _Below(SimulatedBenchmark),
+    (Benchmark, "sources"): _Below(Source, is_named=True),
+    (SequenceModel, "layers"): _Below(None, MIXER_OPTIONS, is_named=True),
 }
 
 
@@ -488,7 +503,7 @@ STAGES = {
     "download_genome": lambda study, genome, dataset, model: _genome_source(study, genome),
     "download_benchmark": lambda study, genome, dataset, model: _benchmark_source(study, dataset),
     "tokenize_genome": lambda study, genome, dataset, model: [_genome_source(study, genome), _dump(study.genomes[genome], {"weight"})],
-    "tokenize_benchmark": lambda study, genome, dataset, model: [_benchmark_source(study, dataset), _dump(study.benchmarks[dataset])],
+    "tokenize_benchmark": lambda study, genome, dataset, model: [_benchmark_source(study, dataset), study.benchmarks[dataset].max_length_bp],
     "pretrain": lambda study, genome, dataset, model: _pretraining(study, model),
     "finetune": lambda study, genome, dataset, model: _finetuning(study, dataset, model),
     "evaluate_markov": lambda study, genome, dataset, model: [_dump(study.evaluate), _all_genomes(study)],

@@ -72,7 +72,7 @@ class WindowSampler:
 
     def __init__(self, genomes: Sequence[tuple[Genome, float]], *, context_bp: int, batch_size: int, reverse_complement: bool, seed: int) -> None:
         self.length, self.batch_size, self.reverse_complement, self.seed = context_bp + 1, batch_size, reverse_complement, seed
-        chromosomes = [(genome.bases(name), weight) for genome, weight in genomes for name in genome.chromosomes("train")]
+        chromosomes = [(genome.bases(name), weight) for genome, weight in genomes for name in sorted(genome.chromosomes("train"))]
         usable = [(bases, weight) for bases, weight in chromosomes if len(bases) >= self.length]
         if not usable:
             longest = max((len(bases) for bases, _ in chromosomes), default=0)

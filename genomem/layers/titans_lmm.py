@@ -100,7 +100,10 @@ class TitansLMM(Mixer):
 
     def _gates(self, hidden: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Returns theta, eta and alpha, each `[B, T, H]`; None where the layer has no such gate."""
-        gates = iter(self.gates(hidden).float().sigmoid().split(self.heads, dim=-1))
+        logits = self.gates(hidden)
+        # Products of many gates need more than bfloat16.
+        precision = torch.promote_types(logits.dtype, torch.float32)
+        gates = iter(logits.to(precision).sigmoid().split(self.heads, dim=-1))
         step = next(gates)
         momentum = next(gates) if self.use_momentum else None
         forget = next(gates) if self.use_forget else None

