@@ -1,0 +1,133 @@
+"""Language modelling: what each model pays per base, beside Markov models of the same bases."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from genomem.report.collect import Findings
+from genomem.report.tables import Column, Row, Table, count, duration, fixed, memory, signed, span, text_column
+
+NEURAL, BACKOFF, PLAIN = "Neural models", "Markov models with back-off", "Plain Markov models"
+BITS = {"all": "All positions", "unmasked": "Unmasked", "repeat": "Repeats", "sure": "Sure positions", "unsure": "Other positions"}
+
+
+def markov_models(findings: Findings, kind: str) -> list[dict[str, Any]]:
+    """Returns the Markov models of a kind, ``plain`` or ``backoff``, by rising order."""
+    models = findings.markov.result["models"] if findings.markov else []
+    return sorted((model for model in models if model["kind"] == kind), key=lambda model: model["order"])
+
+
+def best_markov(findings: Findings, kind: str) -> dict[str, Any] | None:
+    """Returns the Markov model of a kind with the fewest bits over all positions; None where there is none."""
+    return min(markov_models(findings, kind), key=lambda model: model["bits"]["all"], default=None)
+
+
+def ranked_models(findings: Findings) -> list[str]:
+    """Returns the pretrained models, fewest bits first."""
+    return sorted(findings.language, key=lambda model: findings.language[model].result["bits"]["all"])
+
+
+def margin(findings: Findings, bits: float) -> float | None:
+    """Returns how many bits per base `bits` lies below the best plain Markov model, over all positions."""
+    best = best_markov(findings, "plain")
+    return None if best is None else best["bits"]["all"] - bits
+
+
+def test_chromosomes(findings: Findings) -> list[str]:
+    """Returns the held-out chromosomes as ``genome:chromosome``."""
+    return [f"{genome}:{name}" for genome, section in findings.study.genomes.items() for name in section.test]
+
+
+def position_shares(findings: Findings) -> dict[str, float]:
+    """Returns for each kind of position its share of all scored positions."""
+    positions = _scored(findings)
+    return {kind: (positions.get(kind) or 0) / positions["all"] for kind in BITS}
+
+
+def _scored(findings: Findings) -> dict[str, int]:
+    assert findings.markov is not None, "a study with a pretrained model has Markov models beside it"
+    return findings.markov.result["positions"]
+
+
+def bits_rows(findings: Findings) -> list[Row]:
+    """Returns one row a model: the neural ones first, fewest bits first, then Markov models by order."""
+    rows = []
+    for name in ranked_models(findings):
+        result = findings.language[name].result
+        rows.append(_row(findings, NEURAL, name, result["parameters"], result["bits"]) | {"interval": result["interval"]["all"]})
+    for kind, group in (("backoff", BACKOFF), ("plain", PLAIN)):
+        for model in markov_models(findings, kind):
+            rows.append(_row(findings, group, model["name"], model["contexts"], model["bits"]))
+    return rows
+
+
+def _row(findings: Findings, group: str, name: str, size: int, bits: dict[str, Any]) -> Row:
+    return {"group": group, "model": name, "size": size, "margin": margin(findings, bits["all"]), **{kind: bits.get(kind) for kind in BITS}}
+
+
+def bits_table(findings: Findings) -> Table:
+    """Returns bits per base of every model on the test chromosomes."""
+    confidence = f"{100 * findings.study.evaluate.confidence:g} % interval"
+    columns = [
+        text_column("model", "Model"),
+        Column("size", "Parameters or contexts", count),
+        Column("all", BITS["all"], fixed(4)),
+        Column("interval", confidence, span(3)),
+        Column("margin", "Below best plain", signed(4)),
+        *(Column(kind, title, fixed(4)) for kind, title in BITS.items() if kind != "all"),
+    ]
+    return Table(
+        "language_bits", "Bits per base on the held-out test chromosomes. Lower is better.", columns, bits_rows(findings), is_shaded=True
+    )
+
+
+def chromosome_table(findings: Findings) -> Table:
+    """Returns bits per base of the neural models on each test chromosome."""
+    models = ranked_models(findings)
+    names = list(dict.fromkeys(name for model in models for name in findings.language[model].result["chromosomes"]))
+    rows = [{"chromosome": name, **{m: findings.language[m].result["chromosomes"].get(name) for m in models}} for name in names]
+    columns = [text_column("chromosome", "Chromosome"), *(Column(model, model, fixed(4)) for model in models)]
+    return Table("language_chromosomes", "Bits per base of the neural models on each test chromosome.", columns, rows)
+
+
+def pretraining_table(findings: Findings) -> Table:
+    """Returns how each model was pretrained."""
+    rows = []
+    for model, record in findings.pretraining.items():
+        known = record.result | record.run
+        run = {"wall": known.get("wall_seconds"), "memory": known.get("peak_memory_bytes")}
+        rows.append({"model": model, **run, **{key: known.get(key) for key in _PRETRAINING}})
+    columns = [text_column("model", "Model"), *(Column(key, title, show) for key, (title, show) in _PRETRAINING.items())]
+    columns += [Column("wall", "Wall time", duration), Column("memory", "Peak memory", memory)]
+    return Table("pretraining", "How the models were pretrained, one run each.", columns, rows)
+
+
+_PRETRAINING = {
+    "parameters": ("Parameters", count),
+    "steps": ("Steps", count),
+    "tokens": ("Tokens", count),
+    "best_validation_bits": ("Best validation, bits per base", fixed(4)),
+    "tokens_per_second": ("Tokens per second", count),
+    "processes": ("Processes", count),
+}
+
+
+def language_warnings(findings: Findings) -> list[str]:
+    """Returns a sentence for each reason not to take the comparison at its face."""
+    warnings = []
+    best = best_markov(findings, "plain")
+    for model in ranked_models(findings):
+        result = findings.language[model].result
+        low, high = result["interval"]["all"]
+        if best and high >= best["bits"]["all"]:
+            warnings.append(
+                f"{model}: the interval of {low:.4f} to {high:.4f} bits per base does not lie below the best plain Markov model "
+                f"({best['name']}, {best['bits']['all']:.4f}); this shows no gain over counting short words."
+            )
+        scored = _scored(findings)["all"]
+        if result["positions"]["all"] != scored:
+            warnings.append(
+                f"{model} was scored on {result['positions']['all']:,} positions and the Markov models on {scored:,}; "
+                "their bits are not of the same bases."
+            )
+    return warnings

@@ -1,0 +1,93 @@
+"""The page: every table, figure and sentence of the study, through one template."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from genomem.config import dump_study, stage_digest
+from genomem.report import benchmarks, language, plots, provenance
+from genomem.report.collect import Findings
+from genomem.report.summary import simulation_notice, summary
+from genomem.report.tables import Table
+
+FOLDER = Path(__file__).parent
+SCHEMA = 1
+
+
+class Page:
+    """One study's report, as HTML and as data."""
+
+    def __init__(self, findings: Findings, study_path: Path) -> None:
+        self._findings, self._study_path = findings, study_path
+        self._tables = {table.name: table for table in _tables(findings)}
+
+    def html(self) -> str:
+        """Returns the page: one file, no script, nothing fetched."""
+        loader = jinja2.FileSystemLoader(FOLDER)
+        environment = jinja2.Environment(
+            loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        )
+        return environment.get_template("template.html.j2").render(**self._context())
+
+    def data(self) -> dict[str, Any]:
+        """Returns the same findings for a program: sentences, and every table as rows of plain values."""
+        findings = self._findings
+        return {
+            "schema": SCHEMA,
+            "study": findings.study.name,
+            "digest": stage_digest(findings.study, "report"),
+            "is_simulated": findings.study.is_simulated,
+            "summary": summary(findings),
+            "warnings": _warnings(findings),
+            "tables": {name: table.data() for name, table in self._tables.items()},
+        }
+
+    def _context(self) -> dict[str, Any]:
+        findings = self._findings
+        return {
+            "study": findings.study,
+            "digest": stage_digest(findings.study, "report"),
+            "style": (FOLDER / "style.css").read_text(encoding="utf-8"),
+            "notice": simulation_notice(findings),
+            "summary": summary(findings),
+            "started": sorted(record.run["started"][:10] for record in findings.records if record.run.get("started")),
+            "tables": self._tables,
+            "datasets": [_dataset(findings, dataset) for dataset in findings.datasets],
+            "language_plots": [plots.bits_plot(findings), plots.pretraining_plot(findings)] if findings.language else [],
+            "language_warnings": language.language_warnings(findings),
+            "test_chromosomes": language.test_chromosomes(findings),
+            "fitted_bp": findings.markov.result["fitted_bp"] if findings.markov else None,
+            "provenance_warnings": provenance.provenance_warnings(findings),
+            "workflow_commands": provenance.workflow_commands(findings, self._study_path),
+            "stage_commands": provenance.stage_commands(findings, self._study_path),
+            "study_path": self._study_path,
+            "resolved_study": dump_study(findings.study),
+        }
+
+
+def _tables(findings: Findings) -> list[Table]:
+    tables = [benchmarks.overview_table(findings)] if findings.datasets else []
+    if findings.language:
+        tables += [language.bits_table(findings), language.chromosome_table(findings), language.pretraining_table(findings)]
+    for dataset in findings.datasets:
+        tables += [benchmarks.score_table(findings, dataset), benchmarks.counts_table(findings, dataset)]
+    tables += [provenance.stages_table(findings), provenance.environment_table(findings), provenance.genomes_table(findings)]
+    tables += [provenance.benchmark_files_table(findings)] if findings.datasets else []
+    return [*tables, provenance.files_table(findings), provenance.jobs_table(findings)]
+
+
+def _dataset(findings: Findings, dataset: str) -> dict[str, Any]:
+    return {
+        "name": dataset,
+        "sentences": benchmarks.data_sentences(findings, dataset),
+        "warnings": benchmarks.dataset_warnings(findings, dataset),
+        "plots": [plots.scores_plot(findings, dataset), plots.finetuning_plot(findings, dataset)],
+    }
+
+
+def _warnings(findings: Findings) -> list[str]:
+    of_datasets = [sentence for dataset in findings.datasets for sentence in benchmarks.dataset_warnings(findings, dataset)]
+    return [*language.language_warnings(findings), *of_datasets, *provenance.provenance_warnings(findings)]

@@ -1,0 +1,240 @@
+"""The page says what the records say, is whole without a network, and changes only when they do."""
+
+from __future__ import annotations
+
+import json
+import re
+import xml.etree.ElementTree as ElementTree
+from html.parser import HTMLParser
+
+import pytest
+
+VOID = {"meta", "link", "img", "br", "hr", "input", "base", "col", "embed", "source", "track", "wbr"}
+
+
+class Reader(HTMLParser):
+    """An independent reading of the page: its tables by id, all text, all attributes; and whether every tag closes."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.tables: dict[str, dict] = {}
+        self.text, self.tags, self.open = "", [], []
+        self._table: dict = {}
+        self.feed(html)
+        self.close()
+
+    def handle_starttag(self, tag, attributes):
+        values = dict(attributes)
+        self.tags.append((tag, values))
+        if tag not in VOID:
+            self.open.append(tag)
+        if tag == "table":
+            self._table = self.tables[values["id"].removeprefix("table-")] = {"caption": "", "rows": [], "scopes": []}
+        elif tag == "tr":
+            self._table["rows"].append([])
+        elif tag in ("th", "td"):
+            self._table["rows"][-1].append("")
+            self._table["scopes"].append((tag, values.get("scope")))
+
+    def handle_startendtag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text += data
+        if "caption" in self.open:
+            self._table["caption"] += data
+        elif "td" in self.open or "th" in self.open:
+            self._table["rows"][-1][-1] += data
+
+    def cells(self, table: str) -> dict[str, list[str]]:
+        """First cell of a row -> its other cells."""
+        return {row[0].strip(): [cell.strip() for cell in row[1:]] for row in self.tables[table]["rows"]}
+
+
+@pytest.fixture(scope="module")
+def html(tiny) -> str:
+    return tiny.layout.report.read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def page(html) -> Reader:
+    return Reader(html)
+
+
+def result(path) -> dict:
+    return json.loads(path.read_text())["result"]
+
+
+def test_the_summary_is_computed_from_the_records(page):
+    # 1.902 - 1.871 = 0.031 and 1.871 - 1.861 = 0.010: the figures that the fixture writes.
+    sentence = (
+        "titans_lmm reaches 1.871 bits per base on 2 held-out chromosomes (95 % interval 1.867 to 1.875), "
+        "0.031 below the best plain Markov model (order 5) and 0.010 above order-24 back-off."
+    )
+    assert sentence in page.text
+    assert "On coding the highest accuracy is titans_lmm's" in page.text
+    assert "its interval above the best control, k-mer logistic regression (0.780)" in page.text
+
+
+def test_the_language_table_holds_every_model_with_its_bits(page, tiny):
+    cells = page.cells("language_bits")
+    for model in ("titans_lmm", "attention"):
+        found = result(tiny.layout.language(model))
+        low, high = found["interval"]["all"]
+        expected = ["271,884", f"{found['bits']['all']:.4f}", f"{low:.3f} to {high:.3f}", f"{found['margin']['all']:+.4f}"]
+        assert cells[model] == expected + [f"{found['bits'][kind]:.4f}" for kind in ("unmasked", "repeat", "sure", "unsure")]
+    for row in result(tiny.layout.markov)["models"]:
+        assert cells[row["name"]][:2] == [f"{row['contexts']:,}", f"{row['bits']['all']:.4f}"]
+
+
+@pytest.mark.parametrize(("dataset", "metric"), [("promoters", "mcc"), ("coding", "accuracy")])
+def test_the_score_table_holds_models_and_controls_headline_first(page, tiny, dataset, metric):
+    cells = page.cells(f"scores_{dataset}")
+    assert cells["Model or control"][2] == {"mcc": "MCC", "accuracy": "Accuracy"}[metric]
+    for model in tiny.study.models:
+        found = result(tiny.layout.classification(dataset, model))
+        (low, high), (least, most) = found["interval"][metric], found["range"][metric]
+        start = "pretrained" if model != "conv_net" else "scratch"
+        expected = [start, f"{found['parameters']:,}", f"{found['mean'][metric]:.3f}", f"{found['sd'][metric]:.3f}"]
+        assert cells[model][:6] == [*expected, f"{least:.3f} to {most:.3f}", f"{low:.3f} to {high:.3f}"]
+    controls = result(tiny.layout.controls(dataset))["controls"]
+    names = {
+        "majority class": "majority",
+        "sequence length only": "length",
+        "k-mer logistic regression": "kmer",
+        "nearest train overlap": "overlap",
+    }
+    for name, key in names.items():
+        assert cells[name][2] == f"{controls[key][metric]:.3f}"
+
+
+def test_a_warning_stands_exactly_where_a_model_is_not_above_the_best_control(page, tiny):
+    for dataset, best in (("promoters", 0.56), ("coding", 0.78)):
+        for model in tiny.study.models:
+            metric = tiny.study.benchmarks[dataset].metric
+            low = result(tiny.layout.classification(dataset, model))["interval"][metric][0]
+            assert (f"{model} on {dataset}: its interval" in page.text) == (low <= best)
+    assert "conv_net on coding" in page.text
+
+
+def test_leaks_counts_and_provenance_are_on_the_page(page, tiny):
+    assert "0 % stand whole in train and 4.3 % share a 32-mer with it, on either strand" in page.text
+    assert page.cells("counts_coding")["All"] == ["2,000", "600"]
+    jobs = len(tiny.study.pretrained_models) * 2 + 1 + 1 + 2 + 2 * 3 + 2 * 3 * 3
+    assert page.cells("stages")["All"][0] == str(jobs)
+    assert page.cells("environment")["Commit"] == ["0123456789abcdef0123456789abcdef01234567", str(jobs)]
+    assert json.loads((tiny.layout.genome_store("beta") / "manifest.json").read_text())["sequence_sha256"] in page.cells("genomes")["beta"]
+    assert "git checkout 0123456789abcdef0123456789abcdef01234567" in page.text
+    assert "snakemake --cores all --configfile config/tiny.yaml" in page.text
+    assert "genomem finetune config/tiny.yaml --model conv_net --dataset coding --seed 2" in page.text
+    assert "validation_fraction: 0.1" in page.text
+
+
+def test_times_are_summed_over_jobs(tiny, page):
+    files = [tiny.layout.language(model) for model in ("titans_lmm", "attention")]
+    runs = [json.loads(path.read_text())["run"] for path in files]
+    stages = {row["stage"]: row for row in tiny.data()["tables"]["stages"]["rows"]}
+    assert stages["evaluate_language"]["wall"] == pytest.approx(sum(run["wall_seconds"] for run in runs))
+    assert stages["evaluate_language"]["cpu"] == pytest.approx(sum(run["cpu_seconds"] for run in runs))
+    assert stages["evaluate_language"]["memory"] == max(run["peak_memory_bytes"] for run in runs)
+
+
+def test_tables_are_accessible(page):
+    for name, table in page.tables.items():
+        assert table["caption"].strip(), name
+        assert len({len(row) for row in table["rows"] if len(row) > 1}) == 1, name
+        assert all(scope in ("col", "row", "rowgroup") for tag, scope in table["scopes"] if tag == "th"), name
+    assert page.open == []
+
+
+def test_figures_are_images_with_a_label_and_text(html):
+    figures = re.findall(r"<figure.*?</figure>", html, re.DOTALL)
+    assert len(figures) == 2 + 2 * 2
+    for figure in figures:
+        svg = ElementTree.fromstring(figure[figure.index("<svg") : figure.index("</svg>") + 6])
+        assert svg.get("role") == "img"
+        assert len(svg.get("aria-label")) > 20
+        texts = [text.text for text in svg.iter("{http://www.w3.org/2000/svg}text")]
+        assert any(text in ("bits per base", "MCC", "accuracy", "epoch") for text in texts)
+
+
+def test_the_page_is_one_file_that_fetches_nothing(html, page):
+    assert len(html.encode()) < 2_000_000
+    assert not {tag for tag, _ in page.tags} & {"script", "link", "img", "iframe", "object", "embed", "base", "form"}
+    for _, attributes in page.tags:
+        assert not {"src", "srcset", "action", "data", "onclick", "onload"} & set(attributes)
+        for name in ("href", "xlink:href"):
+            assert attributes.get(name, "#").startswith("#")
+    assert "@import" not in html
+    assert all(target.startswith("#") for target in re.findall(r"url\(([^)]*)\)", html))
+
+
+def test_ids_are_unique_and_links_lead_somewhere(page):
+    ids = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    targets = {attributes[key][1:] for _, attributes in page.tags for key in ("href", "xlink:href") if key in attributes}
+    assert targets <= set(ids)
+
+
+def test_the_same_records_give_the_same_bytes(tiny, html):
+    data = tiny.layout.report.with_suffix(".json").read_bytes()
+    assert tiny.report() == html
+    assert tiny.layout.report.with_suffix(".json").read_bytes() == data
+
+
+def test_the_data_file_holds_every_table_of_the_page(tiny, page):
+    data = tiny.data()
+    assert set(data["tables"]) == set(page.tables)
+    assert data["summary"] in page.text
+    assert all(warning in page.text for warning in data["warnings"])
+    assert data["is_simulated"] is True
+
+
+def test_words_of_the_study_are_data_not_html(write_study):
+    html = write_study(description='<script>alert("1")</script> & <b>bold</b>', benchmarks={}).report()
+    assert "<script" not in html
+    assert "<b>" not in html
+    assert 'alert("1")' in Reader(html).text
+
+
+def test_a_study_without_benchmarks(write_study):
+    page = Reader(write_study(benchmarks={}).report())
+    assert "The study has no benchmarks." in page.text
+    assert "This study has no benchmarks." in page.text
+    assert "These genomes are simulated" in page.text
+    assert not [name for name in page.tables if "scores" in name or "benchmark" in name]
+
+
+def test_a_study_without_a_pretrained_model(write_study):
+    written = write_study(models={"conv_net": {"architecture": "cnn"}})
+    assert not written.layout.markov.exists()
+    page = Reader(written.report())
+    assert "No model was pretrained." in page.text
+    assert not [name for name in page.tables if "language" in name]
+
+
+def test_positions_that_do_not_exist_are_dashes(write_study):
+    written = write_study(benchmarks={})
+    absent = {"bits": {"repeat": None, "sure": None}}
+    for model in ("titans_lmm", "attention"):
+        written.edit(written.layout.language(model), {"result": absent})
+    models = [model | {"bits": model["bits"] | absent["bits"]} for model in result(written.layout.markov)["models"]]
+    written.edit(written.layout.markov, {"result": {"models": models}})
+    html = written.report()
+    assert Reader(html).cells("language_bits")["titans_lmm"][5:7] == ["–", "–"]
+    figure = html[html.index('id="plot-bits"') :]
+    assert "Sure positions" not in figure[: figure.index("</figure>")]
+
+
+def test_one_seed_has_no_spread_and_a_long_name_is_cut_in_figures_only(write_study):
+    name = "a_model_with_a_name_that_is_longer_than_a_label_may_be"
+    models = {"titans_lmm": {"layers": ["titans_lmm"]}, name: {"architecture": "cnn"}}
+    html = write_study(seeds=[7], models=models, benchmarks={"coding": {"simulate": {"genome": "beta", "task": "coding"}}}).report()
+    page = Reader(html)
+    assert page.cells("scores_coding")["titans_lmm"][3:5] == ["–", "–"]
+    assert "(one seed)" in page.tables["scores_coding"]["caption"]
+    assert name in page.cells("scores_coding")
+    assert f">{name[:25]}…</text>" in html

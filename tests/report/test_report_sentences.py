@@ -1,0 +1,107 @@
+"""What the page says in words follows from the records."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from genomem.report.collect import Findings, collect
+from genomem.report.language import language_warnings
+from genomem.report.provenance import provenance_warnings, stage_commands, workflow_commands
+from genomem.report.summary import simulation_notice, summary
+
+STUDY_PATH = Path("config/tiny.yaml")
+
+
+def findings(written) -> Findings:
+    return collect(written.study, STUDY_PATH)
+
+
+@pytest.fixture(scope="module")
+def tiny_findings(tiny) -> Findings:
+    return findings(tiny)
+
+
+def test_the_summary_names_the_model_with_the_fewest_bits(tiny_findings):
+    # The fixture writes 1.871 bits, 1.902 for order 5 and 1.861 for order 24 with back-off.
+    sentence = (
+        "titans_lmm reaches 1.871 bits per base on 2 held-out chromosomes (95 % interval 1.867 to 1.875), "
+        "0.031 below the best plain Markov model (order 5) and 0.010 above order-24 back-off. "
+        "The other pretrained models: attention 1.893."
+    )
+    assert summary(tiny_findings).startswith(sentence)
+
+
+def test_the_summary_says_whether_the_best_score_is_above_the_controls(write_study):
+    written = write_study()
+    for model in written.study.models:
+        written.edit(written.layout.classification("coding", model), {"result": {"interval": {"accuracy": [0.779, 0.9]}}})
+    text = summary(findings(written))
+    assert "(0.779 to 0.900), its interval not above the best control, k-mer logistic regression (0.780)." in text
+    assert "its interval above the best control, k-mer logistic regression (0.560)." in text
+
+
+def test_many_benchmarks_are_counted_not_listed(write_study):
+    benchmarks = {f"set_{i}": {"simulate": {"genome": "alpha", "task": "coding"}} for i in range(5)}
+    written = write_study(benchmarks=benchmarks, seeds=[0])
+    for model in written.study.models:
+        written.edit(written.layout.classification("set_3", model), {"result": {"interval": {"accuracy": [0.5, 0.78]}}})
+    text = summary(findings(written))
+    assert text.endswith("On 4 of 5 benchmarks at least one model's interval lies above the best control; on set_3 none does.")
+
+
+def test_the_notice_stands_only_over_simulated_data(tiny_findings, write_study):
+    assert simulation_notice(tiny_findings) == (
+        "These genomes and benchmarks are simulated: the figures say that the machinery works, not how a model does on real DNA."
+    )
+    real = {"sources": "https://example.org/genome.fa.gz", "validation": ["chr4"], "test": ["chr5"]}
+    written = write_study(genomes={"yeast": real}, benchmarks={})
+    assert simulation_notice(findings(written)) == ""
+
+
+def test_a_notice_over_mixed_data_names_what_is_simulated(write_study):
+    real = {"sources": "https://example.org/genome.fa.gz"}
+    simulated = {"simulate": {"seed": 1}, "validation": ["chr4"], "test": ["chr5"]}
+    written = write_study(genomes={"yeast": real, "alpha": simulated}, benchmarks={})
+    assert simulation_notice(findings(written)).startswith("Some of this study's data is simulated (alpha): ")
+
+
+def test_a_language_model_no_better_than_counting_is_said_so(write_study):
+    written = write_study(benchmarks={})
+    written.edit(written.layout.language("attention"), {"result": {"interval": {"all": [1.89, 1.903]}}})
+    assert language_warnings(findings(written)) == [
+        "attention: the interval of 1.8900 to 1.9030 bits per base does not lie below the best plain Markov model (order 5, 1.9020); "
+        "this shows no gain over counting short words."
+    ]
+
+
+def test_scores_of_different_bases_are_said_so(write_study):
+    written = write_study(benchmarks={})
+    written.edit(written.layout.language("attention"), {"result": {"positions": {"all": 400_000}}})
+    (warning,) = language_warnings(findings(written))
+    assert "attention was scored on 400,000 positions and the Markov models on 499,998" in warning
+
+
+def test_two_commits_are_said_so_and_neither_is_checked_out(write_study, tiny_findings):
+    assert provenance_warnings(tiny_findings) == []
+    assert workflow_commands(tiny_findings, STUDY_PATH)[0] == "git checkout 0123456789abcdef0123456789abcdef01234567"
+    written = write_study(benchmarks={})
+    written.edit(written.layout.markov, {"environment": {"commit": "fedcba+changes"}})
+    states, changes = provenance_warnings(findings(written))
+    assert "made with 2 states of the code" in states
+    assert "Files differed from the commit" in changes
+    assert not [line for line in workflow_commands(findings(written), STUDY_PATH) if "git" in line]
+
+
+def test_every_record_has_its_command(tiny, tiny_findings):
+    commands = stage_commands(tiny_findings, STUDY_PATH)
+    records = [
+        json.loads(path.read_text()) for path in tiny.layout.results.rglob("*.json") if path.name not in ("manifest.json", "report.json")
+    ]
+    for record in records:
+        verb = record["stage"].replace("_", " ")
+        keys = {key: record["keys"][key] for key in ("model", "dataset", "seed") if key in record["keys"]}
+        assert " ".join([f"genomem {verb} config/tiny.yaml", *(f"--{key} {value}" for key, value in keys.items())]) in commands
+    assert len(commands) == len(records) + len(tiny.study.genomes) + len(tiny.study.benchmarks) + 1
