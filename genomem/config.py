@@ -230,7 +230,7 @@ class Evaluate(Section):
     """The final evaluation: held-out chromosomes, test sets, and what both are judged against."""
 
     context_bp: int = Field(1024, ge=8, description="window of the language model's scoring; each base sees at least half of it")
-    markov_orders: tuple[Annotated[int, Field(ge=0, le=12)], ...] = tuple(range(9))
+    markov_orders: tuple[Annotated[int, Field(ge=0, le=12)], ...] = Field(tuple(range(9)), min_length=1)
     backoff_orders: tuple[Annotated[int, Field(ge=1, le=31)], ...] = (12, 16, 24)
     markov_max_bp: int = Field(200_000_000, ge=1, description="training bases that the Markov models are fitted on, at most; the cut is recorded")
     kmer_sizes: tuple[Annotated[int, Field(ge=1, le=8)], ...] = (1, 2, 3, 4, 5, 6)

@@ -7,7 +7,7 @@ from accelerate import Accelerator
 
 from genomem.config import Study, stage_digest
 from genomem.data.benchmark import Benchmark
-from genomem.evaluation.metrics import METRICS, bootstrap, score
+from genomem.metrics import METRICS, bootstrap, score
 from genomem.layout import Layout
 from genomem.models import count_parameters
 from genomem.progress import track

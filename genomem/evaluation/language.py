@@ -11,7 +11,7 @@ from genomem.config import Study, stage_digest
 from genomem.data.genome import Genome
 from genomem.data.tokenizer import VOCAB_SIZE
 from genomem.errors import GenomemError
-from genomem.evaluation.markov import REPEAT, SCORED, SURE
+from genomem.evaluation.markov import POSITION_CLASSES, SCORED
 from genomem.layout import Layout
 from genomem.models import build_model, count_parameters
 from genomem.progress import track
@@ -43,7 +43,7 @@ def evaluate_language(study: Study, name: str) -> None:
         data[key] = genome.sequence_sha256
         for chrom in genome.chromosomes("test"):
             progress = partial(track, title=f"evaluate {name} on {key} {chrom}", unit="batches")
-            scored = score_chromosome(
+            chrom_bits = score_chromosome(
                 model,
                 genome.bases(chrom),
                 context_bp=settings.context_bp,
@@ -51,12 +51,13 @@ def evaluate_language(study: Study, name: str) -> None:
                 device=accelerator.device,
                 track=progress,
             )
-            bits.append((scored, flags[f"{key}:{chrom}"]))
-            chromosomes[f"{key}:{chrom}"] = float(np.nanmean(scored))
+            bits.append((chrom_bits, flags[f"{key}:{chrom}"]))
+            chromosomes[f"{key}:{chrom}"] = float(np.nanmean(chrom_bits))
     pooled, marks = (np.concatenate(parts) for parts in zip(*bits, strict=True))
-    if not np.array_equal(np.isfinite(pooled), (marks & SCORED) > 0):
+    scored = (marks & SCORED) > 0
+    if not np.array_equal(np.isfinite(pooled), scored):
         raise GenomemError(f"{layout.markov_scores}: scores other bases than the model; run `genomem evaluate markov` again")
-    classes = position_classes(marks)
+    classes = {label: scored & select(marks) for label, select in POSITION_CLASSES.items()}
     result = {
         "parameters": count_parameters(model),
         "context_bp": settings.context_bp,
@@ -79,12 +80,6 @@ def evaluate_language(study: Study, name: str) -> None:
         run=watch.run(),
     )
     record.write(layout.language(name))
-
-
-def position_classes(marks: np.ndarray) -> dict[str, np.ndarray]:
-    """Returns which bases belong to each class that is reported, from the flags of the Markov evaluation."""
-    scored, repeat, sure = ((marks & flag) > 0 for flag in (SCORED, REPEAT, SURE))
-    return {"all": scored, "unmasked": scored & ~repeat, "repeat": scored & repeat, "sure": scored & sure, "unsure": scored & ~sure}
 
 
 def _flags(layout: Layout) -> dict[str, np.ndarray]:

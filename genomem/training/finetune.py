@@ -17,7 +17,7 @@ from genomem.data.batches import labelled_batch, shuffled_rows
 from genomem.data.benchmark import Benchmark, LabelledSequences, split_validation
 from genomem.data.tokenizer import VOCAB_SIZE
 from genomem.errors import GenomemError
-from genomem.evaluation.metrics import score
+from genomem.metrics import score
 from genomem.layout import Layout
 from genomem.models import build_classifier, count_parameters
 from genomem.progress import track
