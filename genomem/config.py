@@ -132,7 +132,7 @@ class TitansLMM(Section):
     momentum: bool = True
     forget: bool = True
     output_gate: bool = True
-    chunk_size: int = Field(64, ge=1, description="compute chunk; never changes the result")
+    chunk_size: int = Field(32, ge=1, description="compute chunk; never changes the result")
 
 
 class Attention(Section):

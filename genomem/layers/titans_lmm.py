@@ -49,7 +49,7 @@ class TitansLMM(Mixer):
         momentum: bool = True,
         forget: bool = True,
         output_gate: bool = True,
-        chunk_size: int = 64,
+        chunk_size: int = 32,
     ) -> None:
         super().__init__()
         if dim % heads:
@@ -92,7 +92,8 @@ class TitansLMM(Mixer):
             reset=reset,
             chunk_size=self.chunk_size,
         )
-        read = self.norm(read).flatten(2)
+        # In mixed precision the read is bfloat16 and the norm's weight is not.
+        read = self.norm(read.to(self.norm.weight.dtype)).flatten(2)
         if self.output_gate is not None:
             read = read * F.silu(self.output_gate(hidden))
         mixed = self.out(read)

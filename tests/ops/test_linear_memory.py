@@ -1,0 +1,228 @@
+"""The chunked and the recurrent linear memory against the sequential definition, in outputs, states and all gradients."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from genomem.ops import linear_memory, reference
+from genomem.ops.linear_memory import chunked_linear_memory, recurrent_linear_memory
+
+FORMS = {"chunked": chunked_linear_memory, "recurrent": recurrent_linear_memory}
+TIGHT = {"rtol": 1e-9, "atol": 1e-9}
+
+
+def _inputs(length, *, batch=2, heads=2, key_width=5, value_width=3, dtype=torch.float64, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    normal = lambda *shape: torch.randn(*shape, dtype=torch.float64, generator=generator)  # noqa: E731
+    gate = lambda: torch.rand(batch, length, heads, dtype=torch.float64, generator=generator)  # noqa: E731
+    unit = lambda: F.normalize(normal(batch, length, heads, key_width), dim=-1)  # noqa: E731
+    inputs = {"query": unit(), "key": unit(), "value": normal(batch, length, heads, value_width)}
+    inputs |= {"step_size": gate(), "momentum": gate(), "forget": 0.2 * gate()}
+    inputs |= {"W": normal(batch, heads, key_width, value_width), "S": normal(batch, heads, key_width, value_width)}
+    return {name: part.to(dtype) for name, part in inputs.items()}
+
+
+def _run(form, inputs, **options):
+    named = {name: inputs.get(name) for name in ("step_size", "momentum", "forget")}
+    return form(inputs["query"], inputs["key"], inputs["value"], **named, state=(inputs.get("W"), inputs.get("S")), **options)
+
+
+def _with_gradients(form, inputs, **options):
+    """Returns output, states and the gradients of a random weighting of them with respect to all inputs."""
+    leaves = {name: part.detach().clone().requires_grad_() for name, part in inputs.items() if part is not None}
+    output, (memory, surprise) = _run(form, leaves, **options)
+    results = [output, memory] + ([surprise] if "momentum" in leaves else [])
+    generator = torch.Generator().manual_seed(9)
+    loss = sum((part * torch.randn(part.shape, dtype=torch.float64, generator=generator)).sum() for part in results)
+    grads = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
+    results += [torch.zeros_like(leaf) if grad is None else grad for grad, leaf in zip(grads, leaves.values(), strict=True)]
+    return dict(zip(["output", "W", "S"][: len(results) - len(leaves)] + [f"d {name}" for name in leaves], results, strict=True))
+
+
+def _assert_same(form, inputs, options=None, **only):
+    expected = _with_gradients(reference.linear_memory, inputs, **(options or {}))
+    actual = _with_gradients(form, inputs, **(options or {}), **only)
+    for name, value in expected.items():
+        torch.testing.assert_close(actual[name], value, **TIGHT, msg=lambda text, name=name: f"{name}: {text}")
+
+
+@pytest.mark.parametrize("length", [0, 1, 63, 64, 65, 200])
+def test_any_length_equals_the_definition(length):
+    _assert_same(chunked_linear_memory, _inputs(length, batch=1))
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("objective", ["squared", "dot"])
+@pytest.mark.parametrize("decay_first", [False, True])
+@pytest.mark.parametrize("read", ["after", "before"])
+def test_every_setting_equals_the_definition(form, objective, decay_first, read):
+    only = {"chunk_size": 4} if form == "chunked" else {}
+    _assert_same(FORMS[form], _inputs(11), {"objective": objective, "decay_first": decay_first, "read": read}, **only)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("momentum", ["some", 0.0, 1.0, None])
+@pytest.mark.parametrize("forget", ["some", 0.0, 1.0, None])
+@pytest.mark.parametrize("masked", [False, True])
+def test_gates_at_their_limits(form, momentum, forget, masked):
+    inputs = _inputs(13)
+    for name, limit in (("momentum", momentum), ("forget", forget)):
+        if limit is None:
+            inputs[name] = None
+        elif limit != "some":
+            inputs[name][:, ::3] = limit
+    only = {"chunk_size": 6} if form == "chunked" else {}
+    options = {"mask": torch.rand(2, 13, generator=torch.Generator().manual_seed(1)) > 0.4} if masked else {}
+    _assert_same(FORMS[form], inputs, options, **only)
+
+
+def test_zero_momentum_is_no_momentum():
+    inputs = _inputs(40)
+    output, (memory, surprise) = _run(chunked_linear_memory, inputs | {"momentum": None}, chunk_size=16)
+    expected, (expected_memory, _) = _run(chunked_linear_memory, inputs | {"momentum": torch.zeros(2, 40, 2).double()}, chunk_size=16)
+    torch.testing.assert_close(output, expected, **TIGHT)
+    torch.testing.assert_close(memory, expected_memory, **TIGHT)
+    assert surprise is None
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("split", [1, 15, 16, 17, 39])
+@pytest.mark.parametrize("momentum", [True, False])
+def test_a_split_with_carried_state_equals_the_whole(form, split, momentum):
+    inputs, only = _inputs(40), {"chunk_size": 16} if form == "chunked" else {}
+    if not momentum:
+        inputs["momentum"] = None
+    whole, end = _run(FORMS[form], inputs, **only)
+    tokens = {name: part for name, part in inputs.items() if name not in ("W", "S") and part is not None}
+    first, (memory, surprise) = _run(FORMS[form], {**inputs, **{name: part[:, :split] for name, part in tokens.items()}}, **only)
+    second, after = _run(FORMS[form], {name: part[:, split:] for name, part in tokens.items()} | {"W": memory, "S": surprise}, **only)
+    torch.testing.assert_close(torch.cat([first, second], dim=1), whole, **TIGHT)
+    for part, expected in zip(after, end, strict=True):
+        assert (part is None and expected is None) or torch.allclose(part, expected, **TIGHT)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("decay_first", [False, True])
+def test_padding_anywhere_equals_the_compacted_sequence(form, decay_first):
+    inputs, only = _inputs(50, batch=1), {"chunk_size": 16} if form == "chunked" else {}
+    mask = torch.rand(1, 50, generator=torch.Generator().manual_seed(2)) > 0.5
+    mask[:, 16:32] = False
+    output, state = _run(FORMS[form], inputs, mask=mask, decay_first=decay_first, **only)
+    compact = {name: part if name in ("W", "S") else part[:, mask[0]] for name, part in inputs.items()}
+    expected, expected_state = _run(reference.linear_memory, compact, decay_first=decay_first)
+    torch.testing.assert_close(output[:, mask[0]], expected, **TIGHT)
+    assert output[:, ~mask[0]].eq(0).all()
+    for part, other in zip(state, expected_state, strict=True):
+        torch.testing.assert_close(part, other, **TIGHT)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("momentum", [True, False])
+@pytest.mark.parametrize("read", ["after", "before"])
+def test_a_reset_equals_a_fresh_start(form, momentum, read):
+    inputs, only = _inputs(40, batch=1), {"chunk_size": 16} if form == "chunked" else {}
+    if not momentum:
+        inputs["momentum"] = None
+    starts = [0, 5, 16, 30]
+    reset = torch.zeros(1, 40, dtype=torch.bool)
+    reset[:, starts] = True
+    output, (memory, _) = _run(FORMS[form], inputs, reset=reset, read=read, **only)
+    tokens = {name: part for name, part in inputs.items() if name not in ("W", "S") and part is not None}
+    for start, stop in zip(starts, [*starts[1:], 40], strict=True):
+        document = {name: part[:, start:stop] for name, part in tokens.items()}
+        expected, (expected_memory, _) = _run(reference.linear_memory, document, read=read)
+        torch.testing.assert_close(output[:, start:stop], expected, **TIGHT)
+    torch.testing.assert_close(memory, expected_memory, **TIGHT)
+
+
+@pytest.mark.parametrize("read", ["after", "before"])
+def test_gradients_through_padding_and_resets(read):
+    generator = torch.Generator().manual_seed(3)
+    mask, reset = torch.rand(2, 29, generator=generator) > 0.3, torch.rand(2, 29, generator=generator) > 0.8
+    _assert_same(chunked_linear_memory, _inputs(29), {"mask": mask, "reset": reset, "read": read}, chunk_size=8)
+    _assert_same(chunked_linear_memory, _inputs(29) | {"forget": None}, {"mask": mask, "reset": reset, "read": read}, chunk_size=8)
+
+
+def test_many_spans_equal_one(monkeypatch):
+    inputs = _inputs(50)
+    whole = _with_gradients(chunked_linear_memory, inputs, chunk_size=8)
+    monkeypatch.setattr(linear_memory, "_SPAN_ELEMENTS", {"cpu": 1})
+    for name, part in _with_gradients(chunked_linear_memory, inputs, chunk_size=8).items():
+        torch.testing.assert_close(part, whole[name], **TIGHT)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.bfloat16, 4e-2)])
+def test_low_precision_inputs(dtype, tolerance):
+    inputs = _inputs(130, dtype=torch.float32)
+    inputs |= {name: inputs[name].to(dtype) for name in ("query", "key", "value")}
+    actual = _with_gradients(chunked_linear_memory, inputs)
+    expected = _with_gradients(reference.linear_memory, {name: part.double() for name, part in inputs.items()})
+    assert actual["output"].dtype == actual["d key"].dtype == dtype
+    assert actual["W"].dtype == actual["S"].dtype == actual["d momentum"].dtype == torch.float32
+    for name, part in expected.items():
+        error = (actual[name].double() - part).norm() / part.norm()
+        assert error < tolerance, f"{name}: relative error {error:.1e}"
+
+
+def test_autocast_leaves_gates_solve_and_state_in_float32():
+    inputs = _inputs(70, dtype=torch.float32)
+    plain, _ = _run(chunked_linear_memory, inputs)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        cast = _with_gradients(chunked_linear_memory, inputs)
+    torch.testing.assert_close(cast["output"], plain)
+    torch.testing.assert_close(cast["d key"], _with_gradients(chunked_linear_memory, inputs)["d key"])
+
+
+@pytest.mark.parametrize("period", [1, 6])
+@pytest.mark.parametrize("momentum", [0.0, 0.5, 0.9])
+def test_repeated_keys_stay_bounded(period, momentum):
+    length = 8192
+    inputs = _inputs(length, batch=1, heads=1, key_width=16, dtype=torch.float32) | {"W": None, "S": None, "forget": None}
+    inputs["key"] = inputs["key"][:, :period].repeat(1, length // period + 1, 1, 1)[:, :length]
+    inputs |= {
+        "query": inputs["key"],
+        "momentum": torch.full((1, length, 1), momentum),
+        "step_size": torch.full((1, length, 1), 1 - momentum),
+    }
+    output, (memory, _) = _run(chunked_linear_memory, inputs)
+    assert output.isfinite().all()
+    assert output.abs().max() < 20
+    assert memory.abs().max() < 20
+
+
+def test_without_momentum_and_decay_first_it_is_gated_delta_net():
+    inputs = _inputs(30) | {"momentum": torch.zeros(2, 30, 2).double(), "W": None, "S": None}
+    output, _ = _run(chunked_linear_memory, inputs, decay_first=True, chunk_size=8)
+    state = torch.zeros(2, 2, 5, 3).double()
+    for t in range(30):
+        key, value, step, keep = inputs["key"][:, t], inputs["value"][:, t], inputs["step_size"][:, t], 1 - inputs["forget"][:, t]
+        erase = torch.eye(5).double() - step[..., None, None] * key[..., :, None] * key[..., None, :]
+        state = keep[..., None, None] * erase @ state + step[..., None, None] * key[..., :, None] * value[..., None, :]
+        torch.testing.assert_close(output[:, t], torch.einsum("bhk,bhkv->bhv", inputs["query"][:, t], state), **TIGHT)
+
+
+@pytest.mark.parametrize("momentum", [0.0, 1e-45, 1e-30, 1.0])
+@pytest.mark.parametrize("forget", [0.0, 1e-30, 1.0 - 2**-24, 1.0])
+@pytest.mark.parametrize("step_size", [0.0, 1e-30, 1.0])
+def test_extreme_gates_are_finite(momentum, forget, step_size):
+    inputs = _inputs(70, batch=1, heads=1, dtype=torch.float32)
+    for name, gate in (("momentum", momentum), ("forget", forget), ("step_size", step_size)):
+        inputs[name] = torch.full((1, 70, 1), gate)
+    for name, part in _with_gradients(chunked_linear_memory, inputs).items():
+        assert part.isfinite().all(), name
+
+
+def test_reads_are_causal():
+    inputs = _inputs(40)
+    changed = {name: part.clone() for name, part in inputs.items()}
+    for name in ("query", "key", "value", "step_size", "momentum", "forget"):
+        changed[name][:, 21] *= 0.5
+    first, second = (_run(chunked_linear_memory, part, chunk_size=16)[0] for part in (inputs, changed))
+    assert torch.equal(first[:, :21], second[:, :21])
+    assert not torch.equal(first[:, 21], second[:, 21])
+
+
+@pytest.mark.parametrize("option", [{"objective": "cosine"}, {"read": "later"}, {"chunk_size": 0}])
+def test_unknown_options_are_named(option):
+    with pytest.raises(ValueError, match=next(iter(option))):
+        _run(chunked_linear_memory, _inputs(3), **option)
