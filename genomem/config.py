@@ -466,7 +466,7 @@ def _dump(section: Section, exclude: set[str] | None = None) -> Any:
 
 
 def _simulations(study: Study) -> Any:
-    genomes = {k: [_dump(g.simulate), g.test] for k, g in study.genomes.items() if g.simulate}
+    genomes = {k: [_dump(g.simulate), g.validation, g.test, g.exclude] for k, g in study.genomes.items() if g.simulate}
     benchmarks = {k: _dump(b.simulate) for k, b in study.benchmarks.items() if b.simulate}
     return [genomes, benchmarks]
 

@@ -57,7 +57,7 @@ class Layout:
     def genome_file(self, genome: str) -> str:
         """Path of a downloaded genome below `resources` and below the mirror."""
         section = self.study.genomes[genome]
-        return section.file or f"genomes/{genome}/{section.sources[0].url.rstrip('/').rsplit('/', 1)[-1]}"
+        return section.file or f"genomes/{genome}/{section.sources[0].url.partition('?')[0].rstrip('/').rsplit('/', 1)[-1]}"
 
     def benchmark_directory(self, dataset: str) -> str:
         """Folder of a downloaded benchmark below `resources` and below the mirror."""
