@@ -103,10 +103,13 @@ def _evaluate_tasks(parser: argparse.ArgumentParser) -> None:
 
 
 def _study(arguments: argparse.Namespace) -> Study:
-    """Reads the study and checks that the keys on the command line stand in it."""
+    """Reads the study and checks that the keys on the command line stand in it, and that its results can be written."""
     from genomem.config import load_study
+    from genomem.files import check_folder
+    from genomem.layout import Layout
 
     study = load_study(arguments.study)
+    check_folder(Layout(study).results)
     for option, section in (("genome", study.genomes), ("dataset", study.benchmarks), ("model", study.models)):
         key = getattr(arguments, option, None)
         if key is not None and key not in section:
@@ -114,6 +117,14 @@ def _study(arguments: argparse.Namespace) -> Study:
     seed = getattr(arguments, "seed", None)
     if seed is not None and seed not in study.seeds:
         raise GenomemError(f"{arguments.study}: no seed {seed}; it has {', '.join(map(str, study.seeds))}")
+    return study
+
+
+def _pretrained_study(arguments: argparse.Namespace) -> Study:
+    """Reads the study and checks that its model is one that is pretrained."""
+    study = _study(arguments)
+    if not study.models[arguments.model].pretrain:
+        raise GenomemError(f"{arguments.study}: models.{arguments.model} has `pretrain: false`; finetune trains it from scratch")
     return study
 
 
@@ -163,9 +174,7 @@ def _tokenize(arguments: argparse.Namespace) -> None:
 
 
 def _pretrain(arguments: argparse.Namespace) -> None:
-    study = _study(arguments)
-    if not study.models[arguments.model].pretrain:
-        raise GenomemError(f"{arguments.study}: models.{arguments.model} has `pretrain: false`; finetune trains it from scratch")
+    study = _pretrained_study(arguments)
     from genomem.training.pretrain import pretrain
 
     pretrain(study, arguments.model)
@@ -185,7 +194,7 @@ def _evaluate_markov(arguments: argparse.Namespace) -> None:
 
 
 def _evaluate_language(arguments: argparse.Namespace) -> None:
-    study = _study(arguments)
+    study = _pretrained_study(arguments)
     from genomem.evaluation.language import evaluate_language
 
     evaluate_language(study, arguments.model)

@@ -220,6 +220,7 @@ class Finetune(Section):
     warmup: Fraction = Field(0.1, description="share of the steps in which the learning rate rises")
     weight_decay: float = Field(0.01, ge=0)
     gradient_clip: float = Field(1.0, gt=0)
+    pooling: Literal["mean", "mean_max"] = Field("mean", description="over real tokens: the mean, or the mean beside the maximum of each channel")
     dropout: float = Field(0.1, ge=0, lt=1, description="before the classification head")
     validation_fraction: float = Field(0.1, gt=0, lt=1, description="of train, by a hash of the sequence; unused where the benchmark has a dev part")
     reverse_complement: bool = Field(True, description="augmentation on benchmarks that are not stranded")

@@ -37,11 +37,15 @@ def evaluate_language(study: Study, name: str) -> None:
     load_weights(layout.pretrained(name), model)
     model = accelerator.prepare(model)
     flags = _flags(layout)
+    stale = GenomemError(f"{layout.markov_scores}: scores other bases than the model; run `genomem evaluate markov` again")
     bits, chromosomes, data = [], {}, {}
     for key in study.genomes:
         genome = Genome(layout.genome_store(key))
         data[key] = genome.sequence_sha256
         for chrom in genome.chromosomes("test"):
+            label = f"{key}:{chrom}"
+            if label not in flags:
+                raise stale
             progress = partial(track, title=f"evaluate {name} on {key} {chrom}", unit="batches")
             chrom_bits = score_chromosome(
                 model,
@@ -51,12 +55,13 @@ def evaluate_language(study: Study, name: str) -> None:
                 device=accelerator.device,
                 track=progress,
             )
-            bits.append((chrom_bits, flags[f"{key}:{chrom}"]))
-            chromosomes[f"{key}:{chrom}"] = float(np.nanmean(chrom_bits))
+            bits.append((chrom_bits, flags[label]))
+            if np.isfinite(chrom_bits).any():
+                chromosomes[label] = float(np.nanmean(chrom_bits))
     pooled, marks = (np.concatenate(parts) for parts in zip(*bits, strict=True))
     scored = (marks & SCORED) > 0
     if not np.array_equal(np.isfinite(pooled), scored):
-        raise GenomemError(f"{layout.markov_scores}: scores other bases than the model; run `genomem evaluate markov` again")
+        raise stale
     classes = {label: scored & select(marks) for label, select in POSITION_CLASSES.items()}
     result = {
         "parameters": count_parameters(model),

@@ -25,7 +25,7 @@ class TitansLMM(Mixer):
     and is read after the step. The result is normalised a head, gated, and projected.
 
     Where it differs from the paper, or the paper is silent: the step size is `(1 - momentum) * step` with `step` in
-    (0, 1), without which repeated keys (homopolymers, satellites) make the memory diverge; the memory starts at zero;
+    (0, 1), without which momentum of 0.9 makes the memory diverge, on satellites as on random keys; the memory starts at zero;
     gates are a linear function of the layer's input; no persistent tokens.
 
     Args:

@@ -22,16 +22,16 @@ def build_model(config: Model, vocab_size: int) -> LanguageModel:
     return LanguageModel(config, vocab_size)
 
 
-def build_classifier(config: Model, vocab_size: int, num_classes: int, *, length: int, dropout: float = 0.0) -> nn.Module:
+def build_classifier(config: Model, vocab_size: int, num_classes: int, *, length: int, pooling: str = "mean", dropout: float = 0.0) -> nn.Module:
     """Returns a classifier `(tokens [B, T], mask [B, T]) -> logits [B, num_classes]` of a study's `models:` entry.
 
     Args:
         length: Longest input in tokens; a model of fixed input length is built for it.
-        dropout: Before the classification head of a `SequenceClassifier`.
+        pooling, dropout: Of a `SequenceClassifier`.
     """
     if isinstance(config, CNNConfig):
         return CNN(vocab_size, num_classes, max(length, SHORTEST_INPUT))
-    return SequenceClassifier(config, vocab_size, num_classes, dropout)
+    return SequenceClassifier(config, vocab_size, num_classes, pooling=pooling, dropout=dropout)
 
 
 def count_parameters(model: nn.Module) -> int:

@@ -109,13 +109,20 @@ class LanguageModel(nn.Module):
 
 
 class SequenceClassifier(nn.Module):
-    """A backbone, the mean over real tokens, and a linear head over the classes."""
+    """A backbone, pooling over real tokens, and a linear head over the classes.
 
-    def __init__(self, config: SequenceModelConfig, vocab_size: int, num_classes: int, dropout: float) -> None:
+    Args:
+        pooling: ``mean`` of the hidden states, or ``mean_max``: the mean beside the maximum of each channel, which a motif
+            that stands once in a sequence moves as much as one that stands everywhere.
+        dropout: Before the head.
+    """
+
+    def __init__(self, config: SequenceModelConfig, vocab_size: int, num_classes: int, *, pooling: str, dropout: float) -> None:
         super().__init__()
         self.backbone = Backbone(config, vocab_size)
+        self.use_max = pooling == "mean_max"
         self.dropout = nn.Dropout(dropout)
-        self.head = nn.Linear(config.dim, num_classes)
+        self.head = nn.Linear(config.dim * (1 + self.use_max), num_classes)
         nn.init.normal_(self.head.weight, std=0.02)
         nn.init.zeros_(self.head.bias)
 
@@ -124,9 +131,11 @@ class SequenceClassifier(nn.Module):
 
         Args:
             tokens: `[B, T]`, padded on the right; what stands there never reaches a real token.
-            mask: `[B, T]` bool, True for real tokens.
+            mask: `[B, T]` bool, True for real tokens; at least one a row.
         """
         hidden, _ = self.backbone(tokens)
-        weight = mask[..., None].to(hidden.dtype)
-        pooled = (hidden * weight).sum(1) / weight.sum(1).clamp(min=1)
+        real = mask[..., None]
+        pooled = (hidden * real).sum(1) / real.sum(1)
+        if self.use_max:
+            pooled = torch.cat([pooled, hidden.masked_fill(~real, float("-inf")).amax(1)], dim=-1)
         return self.head(self.dropout(pooled))

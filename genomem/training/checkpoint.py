@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from genomem.config import Section
@@ -34,7 +34,7 @@ KEPT = 2
 def save_weights(folder: Path, model: nn.Module, config: Section, **facts: Any) -> None:
     """Writes `model.safetensors`, and `model.json` with the model's configuration and `facts`."""
     with atomic_path(folder / "model.safetensors") as temporary:
-        save_file(_plain(model.state_dict()), temporary)
+        _write(temporary, model.state_dict())
     write_json(folder / "model.json", {"config": config.model_dump(mode="json"), **facts})
 
 
@@ -64,7 +64,7 @@ def weights_sha256(model: nn.Module) -> str:
     digest = hashlib.sha256()
     for name, tensor in sorted(_plain(model.state_dict()).items()):
         digest.update(name.encode())
-        digest.update(tensor.contiguous().view(torch.uint8).numpy().tobytes() if tensor.numel() else b"")
+        digest.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 
@@ -86,14 +86,17 @@ class Checkpoints:
         temporary = self.folder / f".{target.name}.tmp"
         shutil.rmtree(temporary, ignore_errors=True)
         make_folder(temporary)
-        save_file(_plain(model.state_dict()), temporary / "model.safetensors")
-        save_file(_optimizer_tensors(optimizer), temporary / "optimizer.safetensors")
-        checksums = {name: sha256_file(temporary / name) for name in ("model.safetensors", "optimizer.safetensors")}
-        for name in checksums:
-            _sync(temporary / name)
-        write_json(temporary / "progress.json", {"step": step, "log": log, "data": dict(self.data), "sha256": checksums})
-        shutil.rmtree(target, ignore_errors=True)
-        os.replace(temporary, target)
+        try:
+            _write(temporary / "model.safetensors", model.state_dict())
+            _write(temporary / "optimizer.safetensors", _optimizer_tensors(optimizer))
+            checksums = {name: sha256_file(temporary / name) for name in ("model.safetensors", "optimizer.safetensors")}
+            for name in checksums:
+                _sync(temporary / name)
+            write_json(temporary / "progress.json", {"step": step, "log": log, "data": dict(self.data), "sha256": checksums})
+            shutil.rmtree(target, ignore_errors=True)
+            os.replace(temporary, target)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
         _sync(self.folder)
         for old in self._steps()[:-KEPT]:
             shutil.rmtree(old, ignore_errors=True)
@@ -110,7 +113,7 @@ class Checkpoints:
                 damaged = [name for name, digest in progress["sha256"].items() if sha256_file(path / name) != digest]
                 if damaged:
                     raise GenomemError(f"{path / damaged[0]}: its checksum is wrong")
-            except (GenomemError, OSError, KeyError) as error:
+            except (GenomemError, OSError, KeyError, TypeError) as error:
                 say(f"checkpoint {path.name} is damaged ({error}); going back to the one before")
                 continue
             if progress["data"] != dict(self.data):
@@ -130,7 +133,7 @@ class Checkpoints:
 
 def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     state = optimizer.state_dict()["state"]
-    return _plain({f"{index}.{name}": value for index, values in state.items() for name, value in values.items()})
+    return {f"{index}.{name}": value for index, values in state.items() for name, value in values.items()}
 
 
 def _restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
@@ -143,6 +146,11 @@ def _restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tens
 
 def _plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: x.detach().cpu().contiguous() for name, x in tensors.items()}
+
+
+def _write(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    # The library's own `save_file` makes private 0600 files and hides a full disk behind an error of its own.
+    path.write_bytes(save(_plain(tensors)))
 
 
 def _load(path: Path) -> dict[str, Tensor]:

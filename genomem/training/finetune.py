@@ -17,8 +17,9 @@ from genomem.data.batches import labelled_batch, shuffled_rows
 from genomem.data.benchmark import Benchmark, LabelledSequences, split_validation
 from genomem.data.tokenizer import VOCAB_SIZE
 from genomem.errors import GenomemError
-from genomem.metrics import score
+from genomem.files import check_folder
 from genomem.layout import Layout
+from genomem.metrics import score
 from genomem.models import build_classifier, count_parameters
 from genomem.progress import track
 from genomem.record import RunRecord, Stopwatch, describe_environment
@@ -47,6 +48,7 @@ class Finetuning:
     def __init__(self, study: Study, dataset: str, name: str, seed: int) -> None:
         self.study, self.dataset, self.name, self.seed, self.settings = study, dataset, name, seed, study.finetune
         self.section, self.layout = study.benchmarks[dataset], Layout(study)
+        check_folder(self.layout.finetuned(dataset, name, seed))
         self.accelerator = Accelerator(mixed_precision=MIXED_PRECISION[self.settings.precision])
         self.benchmark = Benchmark(self.layout.benchmark_store(dataset))
         self.training, self.validation = training_parts(self.benchmark, self.settings.validation_fraction)
@@ -66,7 +68,7 @@ class Finetuning:
         for epoch in track(range(1, self.settings.epochs + 1), title, unit="epochs", status=self._status):
             train_loss = self._epoch(epoch)
             scores = self._validate()
-            if not math.isfinite(train_loss):
+            if not (math.isfinite(train_loss) and scores):
                 raise GenomemError(f"{title}: the loss is not finite in epoch {epoch}; lower finetune.learning_rate ({self.settings.learning_rate})")
             self.log.append({"epoch": epoch, "train_loss": train_loss, **{f"validation_{key}": value for key, value in scores.items()}})
             better = (scores[self.section.metric], -scores["loss"]) > self.best.get("rank", (-math.inf, -math.inf))
@@ -99,7 +101,10 @@ class Finetuning:
         return total / count
 
     def _validate(self) -> dict[str, float]:
+        """Returns the loss in nats and every metric on validation; nothing where a prediction is not finite."""
         probabilities = predict(self.model, self.validation, device=self.accelerator.device, batch_size=VALIDATION_BATCH, both_strands=self.flips)
+        if not np.isfinite(probabilities).all():
+            return {}
         likelihood = probabilities[np.arange(len(self.validation)), self.validation.labels]
         return {"loss": float(-np.log(np.maximum(likelihood, 1e-12)).mean()), **score(self.validation.labels, probabilities)}
 
@@ -145,8 +150,9 @@ def training_parts(benchmark: Benchmark, validation_fraction: float) -> tuple[La
 
 def classifier(study: Study, name: str, benchmark: Benchmark) -> nn.Module:
     """Returns the untrained classifier of a model for a benchmark."""
-    length = int(benchmark.manifest["length_bp"]["max"])
-    return build_classifier(study.models[name], VOCAB_SIZE, len(benchmark.classes), length=length, dropout=study.finetune.dropout)
+    length, settings = int(benchmark.manifest["length_bp"]["max"]), study.finetune
+    classes = len(benchmark.classes)
+    return build_classifier(study.models[name], VOCAB_SIZE, classes, length=length, pooling=settings.pooling, dropout=settings.dropout)
 
 
 def fixed_length(model: nn.Module) -> int | None:

@@ -19,7 +19,7 @@ from genomem.data.batches import BASES, LanguageBatch, WindowSampler, language_b
 from genomem.data.genome import Genome
 from genomem.data.tokenizer import VOCAB_SIZE
 from genomem.errors import GenomemError
-from genomem.files import atomic_path
+from genomem.files import atomic_path, check_folder
 from genomem.layout import Layout
 from genomem.models import build_model, count_parameters
 from genomem.progress import track
@@ -65,6 +65,8 @@ class Pretraining:
                 f"pretrain.batch_size: {self.settings.batch_size} windows cannot be shared by {self.accelerator.num_processes} processes"
                 f" x accumulation {self.settings.accumulation}; make it a multiple of {self.parts}"
             )
+        for folder in (self.layout.pretrained(name), self.layout.checkpoints(name)):
+            check_folder(folder)
         self.genomes = {key: Genome(self.layout.genome_store(key)) for key in study.genomes}
         self.data = {key: genome.sequence_sha256 for key, genome in self.genomes.items()}
         self.digest = stage_digest(study, "pretrain", model=name)
@@ -77,6 +79,8 @@ class Pretraining:
         )
         held_out = [genome.bases(chrom) for genome in self.genomes.values() for chrom in genome.chromosomes("validation")]
         self.validation = spaced_windows(held_out, self.settings.context_bp + 1, self.settings.validation_bp)
+        if not len(self.validation):
+            raise GenomemError(f"pretrain.context_bp: no validation chromosome has {self.settings.context_bp + 1} bases; shorten the context")
         torch.manual_seed(self.settings.seed)
         model = build_model(study.models[name], VOCAB_SIZE)
         optimizer = build_optimizer(
@@ -152,8 +156,6 @@ class Pretraining:
         """Returns bits per base over the second half of each validation window."""
         self.bare_model.eval()
         chunks = [self.validation[i : i + 64] for i in range(0, len(self.validation), 64)]
-        if not chunks:
-            raise GenomemError(f"pretrain.context_bp: no validation chromosome has {self.settings.context_bp + 1} bases; shorten the context")
         half = self.settings.context_bp // 2
         bits = torch.cat([torch.from_numpy(window_bits_per_base(self.bare_model, chunk, self.accelerator.device)[:, half:]) for chunk in chunks])
         return bits.nanmean().item()

@@ -1,7 +1,7 @@
 """Bits per base of a language model along a chromosome.
 
 Every base after the first is scored exactly once, from at least half a window of context, except in the first window:
-windows of `context_bp` tokens start every half window, and each scores the bases after its second half.
+windows of `context_bp` tokens start every half window, and each scores the bases of its second half.
 """
 
 from __future__ import annotations

@@ -85,7 +85,9 @@ def test_genomes_are_drawn_by_weight_times_their_bases(genome: Callable[..., Gen
 
 def test_chromosomes_that_are_too_short(genome: Callable[..., Genome]) -> None:
     yeast = genome("yeast", chr1=random_text(0, 9), chr2="A" * 10)
-    assert {window.tobytes() for window in WindowSampler([(yeast, 1.0)], **OPTIONS | {"reverse_complement": False}).windows(0)} == {b"A" * 10}
+    assert {window.tobytes() for window in WindowSampler([(yeast, 1.0)], **OPTIONS | {"reverse_complement": False}).windows(0)} == {
+        b"A" * 10
+    }
     with pytest.raises(GenomemError, match=r"no training chromosome has 11 bases \(the longest has 10\); shorten the context"):
         WindowSampler([(yeast, 1.0)], **OPTIONS | {"context_bp": 10})
 

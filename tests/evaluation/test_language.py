@@ -1,0 +1,194 @@
+"""The final evaluation of a language model: means over known bits, classes of positions, margins and intervals."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from genomem.config import Study, stage_digest
+from genomem.data import tokenizer
+from genomem.data.genome import Genome
+from genomem.errors import GenomemError
+from genomem.evaluation import language as module
+from genomem.evaluation.language import evaluate_language
+from genomem.evaluation.markov import REPEAT, SCORED, SURE, evaluate_markov
+from genomem.files import write_json
+from genomem.layout import Layout
+from genomem.models import build_model
+from genomem.record import RunRecord
+from genomem.training.checkpoint import save_weights
+from genomem.training.scoring import score_chromosome
+
+
+class Known(nn.Module):
+    """Gives every A the same number of bits and the other bases an equal share of the rest."""
+
+    def __init__(self, bits_of_a: float) -> None:
+        super().__init__()
+        p = 2**-bits_of_a
+        self.logits = torch.zeros(tokenizer.VOCAB_SIZE)
+        self.logits[tokenizer.A : tokenizer.T + 1] = torch.tensor([p, *[(1 - p) / 3] * 3]).log()
+
+    def forward(self, tokens: Tensor) -> tuple[Tensor, None]:
+        return self.logits.expand(*tokens.shape, -1), None
+
+
+def use_model(monkeypatch: pytest.MonkeyPatch, model: nn.Module) -> None:
+    monkeypatch.setattr(module, "build_model", lambda config, vocab_size: model)
+    monkeypatch.setattr(module, "load_weights", lambda folder, model: None)
+
+
+def write_markov(study: Study, **bits: float) -> dict[str, np.ndarray]:
+    """Writes what the Markov evaluation would: flags of each test base, and models with the given bits; returns the flags."""
+    layout, flags = Layout(study), {}
+    for name in study.genomes:
+        genome = Genome(layout.genome_store(name))
+        for chrom in genome.chromosomes("test"):
+            bases = genome.bases(chrom)
+            scored = np.isin(tokenizer.encode(bases), range(tokenizer.A, tokenizer.T + 1))
+            scored[0] = False
+            sure = np.arange(len(bases)) % 5 == 0
+            marks = SCORED * scored + REPEAT * (scored & tokenizer.is_soft_masked(bases)) + SURE * (scored & sure)
+            flags[f"{name}:{chrom}"] = marks.astype(np.uint8)
+    layout.markov_scores.parent.mkdir(parents=True, exist_ok=True)
+    np.savez(layout.markov_scores, **flags)
+    models = [
+        {"name": key, "kind": "backoff" if key == "backoff" else "plain", "bits": {"all": value, "unmasked": value + 1}}
+        for key, value in bits.items()
+    ]
+    RunRecord("evaluate_markov", study.name, "0" * 16, {}, {"models": models}).write(layout.markov)
+    return flags
+
+
+def read_result(study: Study) -> dict:
+    return RunRecord.read(Layout(study).language("titans")).result
+
+
+def test_a_uniform_model_needs_two_bits_everywhere(tiny_study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    use_model(monkeypatch, Known(2.0))
+    flags = np.concatenate(list(write_markov(tiny_study, order0=1.9, order1=1.7, backoff=0.1).values()))
+    evaluate_language(tiny_study, "titans")
+    result = read_result(tiny_study)
+    assert result["bits"] == pytest.approx(dict.fromkeys(("all", "unmasked", "repeat", "sure", "unsure"), 2.0))
+    assert result["chromosomes"] == pytest.approx({"alpha:chr4": 2.0, "beta:chr4": 2.0})
+    assert result["interval"] == {"all": pytest.approx([2, 2]), "unmasked": pytest.approx([2, 2])}
+    assert result["positions"] == {
+        "all": (flags & SCORED > 0).sum(),
+        "unmasked": ((flags & SCORED > 0) & (flags & REPEAT == 0)).sum(),
+        "repeat": (flags & REPEAT > 0).sum(),
+        "sure": (flags & SURE > 0).sum(),
+        "unsure": ((flags & SCORED > 0) & (flags & SURE == 0)).sum(),
+    }
+    assert result["positions"]["all"] == 2 * (350 - 5 - 1)
+    assert result["context_bp"] == 48
+
+
+@pytest.mark.parametrize("best", [2.5, 1.5])
+def test_the_margin_is_positive_where_the_model_lies_under_the_best_plain_markov_model(
+    tiny_study: Study, monkeypatch: pytest.MonkeyPatch, best: float
+) -> None:
+    use_model(monkeypatch, Known(2.0))
+    write_markov(tiny_study, order0=best + 0.2, order1=best, backoff=0.1)
+    evaluate_language(tiny_study, "titans")
+    assert read_result(tiny_study)["margin"] == pytest.approx({"all": best - 2.0, "unmasked": best + 1 - 2.0})
+
+
+def test_means_over_classes_and_chromosomes(tiny_study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    use_model(monkeypatch, Known(0.5))
+    flags = write_markov(tiny_study, order0=2.0)
+    evaluate_language(tiny_study, "titans")
+    result = read_result(tiny_study)
+    other = -math.log2((1 - 2**-0.5) / 3)
+    costs = {}
+    for key in flags:
+        genome, chrom = key.split(":")
+        bases = Genome(Layout(tiny_study).genome_store(genome)).bases(chrom)
+        costs[key] = np.where((bases == ord("A")) | (bases == ord("a")), 0.5, other)
+    for key, marks in flags.items():
+        assert result["chromosomes"][key] == pytest.approx(costs[key][marks & SCORED > 0].mean(), rel=1e-6)
+    marks, cost = np.concatenate(list(flags.values())), np.concatenate(list(costs.values()))
+    assert result["bits"]["repeat"] == pytest.approx(cost[marks & REPEAT > 0].mean(), rel=1e-6)
+    assert result["bits"]["sure"] == pytest.approx(cost[marks & SURE > 0].mean(), rel=1e-6)
+    assert result["bits"]["all"] == pytest.approx(cost[marks & SCORED > 0].mean(), rel=1e-6)
+
+
+def test_a_real_model_beside_real_markov_models(tiny_study: Study) -> None:
+    layout = Layout(tiny_study)
+    torch.manual_seed(0)
+    model = build_model(tiny_study.models["titans"], tokenizer.VOCAB_SIZE)
+    save_weights(layout.pretrained("titans"), model, tiny_study.models["titans"])
+    evaluate_markov(tiny_study)
+    evaluate_language(tiny_study, "titans")
+    record = RunRecord.read(layout.language("titans"))
+    assert record.digest == stage_digest(tiny_study, "evaluate_language", model="titans")
+    assert record.keys == {"model": "titans"}
+    genomes = {name: Genome(layout.genome_store(name)) for name in tiny_study.genomes}
+    assert record.data == {name: genome.sequence_sha256 for name, genome in genomes.items()}
+    bits = [score_chromosome(model, g.bases("chr4"), context_bp=48, batch_size=5, device=torch.device("cpu")) for g in genomes.values()]
+    assert record.result["bits"]["all"] == pytest.approx(np.nanmean(np.concatenate(bits)), rel=1e-5)
+    low, high = record.result["interval"]["all"]
+    assert low <= record.result["bits"]["all"] <= high
+    assert record.result["parameters"] == sum(p.numel() for p in model.parameters())
+    markov = RunRecord.read(layout.markov).result
+    assert record.result["positions"] == markov["positions"]
+
+
+def test_without_markov_scores(tiny_study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    use_model(monkeypatch, Known(2.0))
+    with pytest.raises(GenomemError, match=r"markov\.npz: missing or damaged; run `genomem evaluate markov` first"):
+        evaluate_language(tiny_study, "titans")
+
+
+@pytest.mark.parametrize("change", ["shifted", "shorter", "other chromosome"])
+def test_markov_scores_of_other_bases(tiny_study: Study, monkeypatch: pytest.MonkeyPatch, change: str) -> None:
+    use_model(monkeypatch, Known(2.0))
+    flags = write_markov(tiny_study, order0=2.0)
+    marks = flags.pop("alpha:chr4")
+    if change == "other chromosome":
+        flags["alpha:chr5"] = marks
+    else:
+        flags["alpha:chr4"] = np.roll(marks, 3) if change == "shifted" else marks[:-1]
+    np.savez(Layout(tiny_study).markov_scores, **flags)
+    with pytest.raises(GenomemError, match=r"markov\.npz: .* run `genomem evaluate markov` again"):
+        evaluate_language(tiny_study, "titans")
+
+
+def test_without_pretrained_weights(tiny_study: Study) -> None:
+    write_markov(tiny_study, order0=2.0)
+    with pytest.raises(GenomemError, match="run the training stage first"):
+        evaluate_language(tiny_study, "titans")
+
+
+def test_the_interval_covers_the_mean_as_often_as_it_says() -> None:
+    rng = np.random.default_rng(1)
+    covered = []
+    for _ in range(100):
+        bits = rng.gamma(2.0, size=40 * module.BLOCK_BP // 100).repeat(100)  # neighbours go together
+        low, high = module._block_bootstrap(bits, np.ones(len(bits), bool), 100, 0.9)
+        covered.append(low <= 2.0 <= high)
+    assert 0.78 <= np.mean(covered) <= 0.98
+
+
+def test_the_interval_of_some_rows_leaves_out_the_others() -> None:
+    bits = np.where(np.arange(4 * module.BLOCK_BP) % 2 == 0, 1.0, np.nan)
+    assert module._block_bootstrap(bits, np.isfinite(bits), 50, 0.95) == [1.0, 1.0]
+    assert module._block_bootstrap(bits, np.zeros(len(bits), bool), 50, 0.95) is None
+
+
+def test_a_record_without_test_positions_of_a_chromosome(tiny_study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Layout(tiny_study).genome_store("alpha")
+    manifest = json.loads((store / "manifest.json").read_text())
+    place = next(row for row in manifest["chromosomes"] if row["name"] == "chr4")
+    bases = bytearray((store / "bases.u8").read_bytes())
+    bases[place["offset"] :] = b"N" * place["length"]
+    (store / "bases.u8").write_bytes(bases)
+    write_json(store / "manifest.json", manifest)
+    use_model(monkeypatch, Known(2.0))
+    write_markov(tiny_study, order0=2.0)
+    evaluate_language(tiny_study, "titans")
+    assert read_result(tiny_study)["chromosomes"] == {"beta:chr4": pytest.approx(2.0)}

@@ -1,0 +1,363 @@
+"""The study file: what it refuses, what it keeps, and which results a change of it touches."""
+
+from __future__ import annotations
+
+import inspect
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from genomem.config import MIXER_OPTIONS, STAGES, Study, dump_study, load_study, merge, parse_study, stage_digest
+from genomem.errors import GenomemError
+from genomem.layers import MIXERS
+
+CONFIGS = sorted((Path(__file__).parents[1] / "config").glob("*.yaml"))
+
+FULL: dict[str, Any] = {
+    "name": "full",
+    "seeds": [0, 1],
+    "genomes": {
+        "yeast": {"sources": [{"url": "https://example.org/yeast.fa.gz"}], "validation": ["IV"], "test": ["V"]},
+        "sim": {"simulate": {"seed": 1}, "validation": ["chr1"], "test": ["chr2"]},
+    },
+    "benchmarks": {
+        "enhancers": {"sources": [{"url": "/data/enhancers.zip", "sha256": "0" * 64}]},
+        "promoters": {"simulate": {"genome": "sim", "task": "promoters"}},
+    },
+    "models": {
+        "titans": {"layers": ["causal_conv", {"mixer": "titans_lmm", "heads": 2}]},
+        "attention": {"layers": ["attention"]},
+        "small_cnn": {"architecture": "cnn"},
+    },
+}
+
+
+def edited(*path: Any, value: Any) -> dict[str, Any]:
+    """Returns a deep copy of the full study with the value at `path` set."""
+    tree = yaml.safe_load(yaml.safe_dump(FULL))
+    *folders, last = path
+    node = tree
+    for key in folders:
+        node = node[key] if isinstance(node, list) else node.setdefault(key, {})
+    node[last] = value
+    return tree
+
+
+def refusal(tree: dict[str, Any]) -> str:
+    """Returns the error of a study that the schema refuses."""
+    with pytest.raises(GenomemError) as error:
+        parse_study(tree, origin="study.yaml")
+    message = str(error.value)
+    assert "\n" not in message
+    assert message.startswith("study.yaml: ")
+    return message.removeprefix("study.yaml: ")
+
+
+@pytest.mark.parametrize(
+    ("path", "suggestion", "allowed"),
+    [
+        (("modles",), "models", "benchmarks, description, evaluate"),
+        (("genomes", "yeast", "tests"), "test", "exclude, file, sequence_sha256"),
+        (("genomes", "yeast", "sources", 0, "uri"), "url", "sha256, url"),
+        (("genomes", "sim", "simulate", "chromosome"), "chromosomes", "chromosome_bp, chromosomes, seed"),
+        (("benchmarks", "enhancers", "strand"), "stranded", "directory, max_length_bp, metric"),
+        (("benchmarks", "enhancers", "sources", 0, "sha"), "sha256", "sha256, url"),
+        (("benchmarks", "promoters", "simulate", "length"), "length_bp", "genome, length_bp, task, test, train"),
+        (("models", "titans", "dims"), "dim", "architecture, dim, dropout, layers"),
+        (("models", "small_cnn", "pretrained"), "pretrain", "architecture, pretrain"),
+        (("models", "titans", "layers", 1, "head"), "heads", "chunk_size, conv_kernel, forget, heads, mixer"),
+        (("pretrain", "step"), "steps", "accumulation, batch_size, betas"),
+        (("finetune", "epoch"), "epochs", "batch_size, dropout, epochs"),
+        (("evaluate", "bootstrap_sample"), "bootstrap_samples", "backoff_orders, batch_size"),
+    ],
+    ids=lambda value: ".".join(map(str, value)) if isinstance(value, tuple) else "",
+)
+def test_unknown_key_names_path_suggestion_and_allowed_keys(path: tuple, suggestion: str, allowed: str) -> None:
+    message = refusal(edited(*path, value=1))
+    assert message.startswith(f"{'.'.join(map(str, path))}: unknown key; did you mean '{suggestion}'? allowed keys: ")
+    assert allowed in message
+
+
+@pytest.mark.parametrize("name", ["cnn", "sequence_model", "layers", "models"])
+def test_a_model_named_like_a_part_of_the_schema_is_explained_as_well(name: str) -> None:
+    tree = edited("models", name, value={"layers": ["attention"], "dims": 8})
+    assert refusal(tree).startswith(f"models.{name}.dims: unknown key; did you mean 'dim'? allowed keys: architecture, dim, ")
+
+
+def test_a_genome_named_like_a_part_of_the_schema_is_explained_as_well() -> None:
+    tree = edited("genomes", "simulate", value={"simulate": {"seed": 1, "chromosome": 2}})
+    assert refusal(tree).startswith("genomes.simulate.simulate.chromosome: unknown key; did you mean 'chromosomes'?")
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "words"),
+    [
+        (("pretrain", "steps"), "many", ["pretrain.steps", "valid integer", "'many'"]),
+        (("pretrain", "steps"), 0, ["pretrain.steps", "greater than or equal to 1", "0"]),
+        (("pretrain", "learning_rate"), float("nan"), ["pretrain.learning_rate"]),
+        (("pretrain", "learning_rate"), float("inf"), ["pretrain.learning_rate"]),
+        (("pretrain", "betas"), [0.9, 1.0], ["pretrain.betas.1", "less than 1"]),
+        (("pretrain", "precision"), "float16", ["pretrain.precision", "float32", "bfloat16"]),
+        (("pretrain",), 3, ["pretrain"]),
+        (("genomes",), [], ["genomes"]),
+        (("genomes", "sim", "validation"), "chr1", ["genomes.sim.validation"]),
+        (("genomes", "sim", "simulate", "seed"), -1, ["genomes.sim.simulate.seed"]),
+        (("genomes", "yeast", "sources", 0), 5, ["genomes.yeast.sources.0"]),
+        (("genomes", "a b"), {"file": "x.fa"}, ["genomes", "a b", "pattern"]),
+        (("genomes", "yeast", "file"), "/data/yeast.fa", ["genomes.yeast.file", "inside `resources`"]),
+        (("benchmarks", "enhancers", "directory"), "../enhancers", ["benchmarks.enhancers.directory", "inside `resources`"]),
+        (("models", "titans", "layers"), [], ["models.titans.layers", "at least 1"]),
+        (("models", "titans", "layers"), 3, ["models.titans.layers"]),
+        (("models", "titans", "layers", 1, "heads"), "four", ["models.titans.layers.1.heads", "'four'"]),
+        (("models", "small_cnn", "pretrain"), True, ["models.small_cnn.pretrain"]),
+        (("seeds",), [1, 1], ["seeds", "twice"]),
+        (("seeds",), [], ["seeds"]),
+        (("name",), "a/b", ["name", "pattern", "'a/b'"]),
+    ],
+    ids=str,
+)
+def test_wrong_value_names_path_and_value(path: tuple, value: Any, words: list[str]) -> None:
+    message = refusal(edited(*path, value=value))
+    assert message.startswith(words[0])
+    assert all(word in message for word in words), message
+
+
+def test_unknown_mixer_lists_the_known() -> None:
+    message = refusal(edited("models", "titans", "layers", 1, value="lstm"))
+    assert message.startswith("models.titans.layers.1.mixer: unknown mixer 'lstm'; known: ")
+    assert all(name in message for name in MIXERS)
+
+
+def test_number_as_key() -> None:
+    assert refusal(FULL | {1: 2}).startswith("1: ")
+
+
+def test_layer_without_mixer() -> None:
+    assert "models.titans.layers.1: needs the key 'mixer'" in refusal(edited("models", "titans", "layers", 1, value={"heads": 2}))
+
+
+def test_unknown_architecture_lists_the_known() -> None:
+    message = refusal(edited("models", "titans", "architecture", value="rnn"))
+    assert message.startswith("models.titans.architecture: unknown architecture 'rnn'; known: 'sequence_model', 'cnn'")
+
+
+@pytest.mark.parametrize("key", ["name", "genomes", "models"])
+def test_missing_key(key: str) -> None:
+    assert refusal({k: v for k, v in FULL.items() if k != key}) == f"{key}: this key is required"
+
+
+def test_further_problems_are_counted() -> None:
+    assert refusal(merge(FULL, {"pretrain": {"steps": 0, "batch_size": 0, "context_bp": 0}})).endswith("(and 2 more)")
+
+
+@pytest.mark.parametrize(
+    "roles", [{"validation": ["IV", "IV"]}, {"validation": ["V"]}, {"exclude": ["V"]}], ids=["one role", "two roles", "excluded"]
+)
+def test_chromosome_in_two_roles(roles: dict[str, list[str]]) -> None:
+    message = refusal(merge(FULL, {"genomes": {"yeast": roles}}))
+    assert message.startswith("genomes.yeast: chromosome ")
+    assert "more than one" in message
+
+
+@pytest.mark.parametrize("role", ["validation", "test"])
+def test_pretraining_needs_held_out_chromosomes(role: str) -> None:
+    nothing = {"genomes": {"yeast": {role: []}, "sim": {role: []}}, "benchmarks": {"promoters": {"simulate": None, "directory": "x"}}}
+    assert f"no chromosome is held out for {role}" in refusal(merge(FULL, nothing))
+    scratch = {"models": {"titans": {"pretrain": False}, "attention": {"pretrain": False}}}
+    assert parse_study(merge(merge(FULL, nothing), scratch), "study.yaml").pretrained_models == []
+
+
+@pytest.mark.parametrize("genome", ["yeast", "human"])
+def test_simulated_benchmark_needs_a_simulated_genome(genome: str) -> None:
+    message = refusal(edited("benchmarks", "promoters", "simulate", "genome", value=genome))
+    assert message == f"benchmarks.promoters.simulate.genome: '{genome}' is not a simulated genome of this study; it has ['sim']"
+
+
+@pytest.mark.parametrize("section", [{}, {"simulate": {"seed": 1}, "file": "a.fa"}], ids=["neither", "both"])
+def test_genome_comes_from_one_place(section: dict[str, Any]) -> None:
+    assert refusal(edited("genomes", "new", value=section)).startswith("genomes.new: needs either `simulate` or `sources`")
+
+
+def test_benchmark_comes_from_one_place() -> None:
+    assert refusal(edited("benchmarks", "promoters", "directory", value="x")).startswith("benchmarks.promoters: has both")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", ["holds nothing"]),
+        ("- 1\n", ["holds a list"]),
+        ("name: [1\n", [", line 2, column 1", "not valid YAML"]),
+        ("name: a\nname: b\n", [", line 2, column 1", "key 'name' stands twice"]),
+        ("pretrain:\n  steps: 1\n  steps: 2\n", [", line 3, column 3", "key 'steps' stands twice"]),
+        ("? [a, b]\n: 1\n", [", line 1, column 3", "not valid YAML"]),
+    ],
+    ids=["empty", "list", "syntax", "duplicate key", "nested duplicate key", "list as key"],
+)
+def test_faulty_yaml(tmp_path: Path, text: str, words: list[str]) -> None:
+    path = tmp_path / "study.yaml"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(GenomemError) as error:
+        load_study(path)
+    assert str(error.value).startswith(str(path))
+    assert "\n" not in str(error.value)
+    assert all(word in str(error.value) for word in words), error.value
+
+
+def test_unreadable_files(tmp_path: Path) -> None:
+    (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00\x01")
+    for path, words in (
+        (tmp_path / "none.yaml", "no such study file"),
+        (tmp_path, "is a folder"),
+        (tmp_path / "binary.yaml", "not a text file"),
+    ):
+        with pytest.raises(GenomemError, match=words):
+            load_study(path)
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
+def test_every_config_parses_and_survives_a_round_trip(path: Path, tmp_path: Path) -> None:
+    study = load_study(path)
+    (tmp_path / "dumped.yaml").write_text(dump_study(study), encoding="utf-8")
+    assert load_study(tmp_path / "dumped.yaml") == study
+    assert "description" in yaml.safe_load(path.read_text(encoding="utf-8"))
+
+
+def test_there_are_configs() -> None:
+    assert "quickstart.yaml" in {path.name for path in CONFIGS}
+
+
+def test_round_trip_keeps_every_value_and_writes_every_default(tmp_path: Path) -> None:
+    study = parse_study(FULL, "study.yaml")
+    (tmp_path / "dumped.yaml").write_text(dump_study(study), encoding="utf-8")
+    assert load_study(tmp_path / "dumped.yaml") == study
+    dumped = yaml.safe_load(dump_study(study))
+    assert dumped["models"]["titans"]["layers"][1]["conv_kernel"] == 4
+    assert set(dumped) == set(Study.model_fields)
+
+
+def test_a_study_is_frozen() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        parse_study(FULL, "study.yaml").pretrain.steps = 5  # type: ignore[misc]
+
+
+def test_short_forms() -> None:
+    study = parse_study(edited("genomes", "yeast", "sources", value="/data/yeast.fa"), "study.yaml")
+    assert [source.url for source in study.genomes["yeast"].sources] == ["/data/yeast.fa"]
+    assert study.models["attention"].layers[0].mixer == "attention"
+    assert study.models["attention"].architecture == "sequence_model"
+
+
+def test_merge_goes_key_by_key_and_replaces_all_else() -> None:
+    base = {"a": {"b": 1, "c": [1, 2]}, "d": 4, "e": {"f": 1}}
+    merged = merge(base, {"a": {"c": [3], "g": 5}, "d": {"h": 6}, "e": None})
+    assert merged == {"a": {"b": 1, "c": [3], "g": 5}, "d": {"h": 6}, "e": None}
+    assert base == {"a": {"b": 1, "c": [1, 2]}, "d": 4, "e": {"f": 1}}
+
+
+trees = st.recursive(st.integers(), lambda node: st.dictionaries(st.sampled_from("abc"), node, max_size=3), max_leaves=8)
+mappings = st.dictionaries(st.sampled_from("abc"), trees, max_size=3)
+
+
+@given(mappings, mappings, mappings)
+def test_merging_twice_is_merging_the_merged(first: dict, second: dict, third: dict) -> None:
+    assert merge(first, {}) == first
+    assert merge({}, first) == first
+    assert merge(first, first) == first
+    # A mapping laid over a number and then over by a mapping is where the two orders may differ; the last value wins in both.
+    for key, value in third.items():
+        if not isinstance(value, dict):
+            assert merge(merge(first, second), third)[key] == merge(first, merge(second, third))[key] == value
+
+
+def test_overrides_are_laid_over_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "study.yaml"
+    path.write_text(yaml.safe_dump(FULL), encoding="utf-8")
+    study = load_study(path, {"pretrain": {"steps": 7}, "genomes": {"yeast": {"weight": 3}}})
+    assert (study.pretrain.steps, study.pretrain.batch_size) == (7, 16)
+    assert (study.genomes["yeast"].weight, study.genomes["yeast"].test) == (3.0, ("V",))
+    with pytest.raises(GenomemError, match=r"pretrain\.stops: unknown key; did you mean 'steps'"):
+        load_study(path, {"pretrain": {"stops": 7}})
+
+
+def test_mixer_options_are_those_of_the_layers() -> None:
+    assert set(MIXER_OPTIONS) == set(MIXERS)
+    for name, section in MIXER_OPTIONS.items():
+        parameters = inspect.signature(MIXERS[name]).parameters
+        constructor = {key: parameter.default for key, parameter in parameters.items() if key != "dim"}
+        assert section().model_dump(exclude={"mixer"}) == constructor
+        assert section().mixer == name
+
+
+def digests(study: Study) -> dict[str, str]:
+    """Returns `stage:keys` -> digest of every job of the study."""
+    jobs: dict[str, dict[str, str]] = {stage: {} for stage in ("simulate", "evaluate_markov", "report")}
+    jobs |= {f"{stage}:{key}": {"genome": key} for stage in ("download_genome", "tokenize_genome") for key in study.genomes}
+    for dataset in study.benchmarks:
+        jobs |= {f"{stage}:{dataset}": {"dataset": dataset} for stage in ("download_benchmark", "tokenize_benchmark", "evaluate_controls")}
+        for model in study.models:
+            keys = {"dataset": dataset, "model": model}
+            jobs |= {f"{stage}:{dataset}:{model}": keys for stage in ("finetune", "evaluate_classification")}
+    jobs |= {f"{stage}:{model}": {"model": model} for stage in ("pretrain", "evaluate_language") for model in study.pretrained_models}
+    assert {job.split(":")[0] for job in jobs} == set(STAGES)
+    return {job: stage_digest(study, job.split(":")[0], **keys) for job, keys in jobs.items()}
+
+
+LANGUAGE = ["pretrain:*", "evaluate_language:*"]
+PRETRAINED = [*LANGUAGE, *(f"{stage}:*:{model}" for stage in ("finetune", "evaluate_classification") for model in ("titans", "attention"))]
+TITANS = ["pretrain:titans", "evaluate_language:titans", "finetune:*:titans", "evaluate_classification:*:titans"]
+SIMULATED = ["simulate", "*_genome:sim", "*:promoters", "*:promoters:*"]
+ENHANCERS = ["finetune:enhancers:*", "evaluate_classification:enhancers:*"]
+
+
+@pytest.mark.parametrize(
+    ("edit", "changed"),
+    [
+        ({"name": "other"}, []),
+        ({"description": "other"}, []),
+        ({"seeds": [0, 1, 2]}, ["evaluate_classification:*"]),
+        ({"pretrain": {"steps": 7}}, PRETRAINED),
+        ({"finetune": {"epochs": 7}}, ["finetune:*", "evaluate_classification:*"]),
+        ({"finetune": {"validation_fraction": 0.2}}, ["finetune:*", "evaluate_classification:*", "evaluate_controls:*"]),
+        ({"evaluate": {"context_bp": 64}}, ["evaluate_*"]),
+        ({"evaluate": {"confidence": 0.9}}, ["evaluate_*"]),
+        ({"models": {"new": {"layers": ["attention"]}}}, []),
+        ({"models": {"titans": {"dim": 64}}}, TITANS),
+        ({"models": {"titans": {"layers": ["titans_lmm"]}}}, TITANS),
+        ({"genomes": {"yeast": {"weight": 2}}}, [*PRETRAINED, "evaluate_markov"]),
+        ({"genomes": {"yeast": {"test": ["VI"]}}}, [*PRETRAINED, "evaluate_markov", "tokenize_genome:yeast"]),
+        ({"genomes": {"yeast": {"sources": ["b.fa"]}}}, [*PRETRAINED, "evaluate_markov", "*_genome:yeast"]),
+        ({"genomes": {"new": {"file": "new.fa"}}}, [*PRETRAINED, "evaluate_markov"]),
+        ({"genomes": {"sim": {"simulate": {"seed": 2}}}}, [*PRETRAINED, *SIMULATED, "evaluate_markov"]),
+        ({"benchmarks": {"new": {"directory": "new"}}}, []),
+        ({"benchmarks": {"enhancers": {"metric": "mcc"}}}, [*ENHANCERS, "evaluate_controls:enhancers"]),
+        (
+            {"benchmarks": {"enhancers": {"max_length_bp": 100}}},
+            [*ENHANCERS, "evaluate_controls:enhancers", "tokenize_benchmark:enhancers"],
+        ),
+        ({"benchmarks": {"enhancers": {"sources": ["b.zip"]}}}, [*ENHANCERS, "*:enhancers"]),
+    ],
+    ids=str,
+)
+def test_an_edit_changes_the_stages_that_depend_on_it_and_the_report(edit: dict[str, Any], changed: list[str]) -> None:
+    before, after = digests(parse_study(FULL, "")), digests(parse_study(merge(FULL, edit), ""))
+    differ = {job for job in before if before[job] != after[job]}
+    assert differ == {"report"} | {job for job in before if any(fnmatch(job, pattern) for pattern in changed)}
+
+
+@pytest.mark.parametrize("edit", [{"results": "elsewhere"}, {"resources": "elsewhere"}, {"mirror": "elsewhere"}], ids=str)
+def test_where_things_lie_is_in_no_digest(edit: dict[str, Any]) -> None:
+    assert digests(parse_study(FULL, "")) == digests(parse_study(merge(FULL, edit), ""))
+
+
+def test_digests_tell_stages_and_keys_apart_and_ignore_the_order_of_keys() -> None:
+    study = parse_study(FULL, "")
+    values = digests(study)
+    assert all(len(value) == 16 and int(value, 16) >= 0 for value in values.values())
+    assert len(set(values.values())) == len(values)
+    assert digests(parse_study(dict(reversed(FULL.items())), "")) == values

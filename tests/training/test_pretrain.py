@@ -1,0 +1,272 @@
+"""Pretraining: it learns, resumes to the last bit, and does not depend on how the batch is shared."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from genomem.config import Study, stage_digest
+from genomem.data.genome import Genome
+from genomem.errors import GenomemError
+from genomem.layout import Layout
+from genomem.record import RunRecord
+from genomem.training import pretrain as module
+from genomem.training.pretrain import Pretraining, pretrain
+
+MakeStudy = Callable[..., Study]
+
+
+def read_log(study: Study, model: str) -> list[dict[str, Any]]:
+    """Returns the metrics log without the times."""
+    lines = (Layout(study).pretrained(model) / "metrics.jsonl").read_text().splitlines()
+    return [{key: value for key, value in json.loads(line).items() if key != "seconds"} for line in lines]
+
+
+def read_record(study: Study, model: str) -> RunRecord:
+    return RunRecord.read(Layout(study).pretrained(model) / "record.json")
+
+
+def read_weights(study: Study, model: str) -> dict[str, torch.Tensor]:
+    return load_file(Layout(study).pretrained(model) / "model.safetensors")
+
+
+def in_folder(study: Study, name: str) -> Study:
+    """Returns the study with results of its own and the same stores."""
+    results = Layout(study).results.parent / name
+    results.mkdir()
+    (results / "tokens").symlink_to(Layout(study).results / "tokens")
+    return study.model_copy(update={"results": results})
+
+
+def stop_after(monkeypatch: pytest.MonkeyPatch, step: int, stop: Callable[[], None]) -> None:
+    """Makes `stop` happen in the middle of a step, counted from 0."""
+    take_step = Pretraining._step
+
+    def step_and_stop(run: Pretraining, number: int) -> Any:
+        if number == step:
+            stop()
+        return take_step(run, number)
+
+    monkeypatch.setattr(Pretraining, "_step", step_and_stop)
+
+
+def checkpointed_steps(study: Study, model: str) -> list[str]:
+    return sorted(path.name for path in Layout(study).checkpoints(model).glob("*/step-*"))
+
+
+def test_record_log_and_files(make_study: MakeStudy, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "LOG_EVERY", 4)
+    study = make_study()
+    pretrain(study, "titans")
+    record, log = read_record(study, "titans"), read_log(study, "titans")
+    assert record.stage == "pretrain"
+    assert record.study == "tiny"
+    assert record.digest == stage_digest(study, "pretrain", model="titans")
+    assert record.keys == {"model": "titans", "seed": 0}
+    assert record.data == {name: Genome(Layout(study).genome_store(name)).sequence_sha256 for name in study.genomes}
+    weights = read_weights(study, "titans")
+    assert record.result["parameters"] == sum(x.numel() for x in weights.values())
+    assert record.result["steps"] == 12
+    assert record.result["tokens"] == 12 * 4 * 32
+    assert record.result["training_bp"] == 2 * (900 + 400)
+    assert record.result["processes"] == 1
+    assert len(record.result["weights_sha256"]) == 64
+    assert record.run["resumed_from_step"] == 0
+    assert record.run["tokens_per_second"] > 0
+    assert [row["step"] for row in log if "train_bits" in row] == [4, 8, 12]
+    assert [row["step"] for row in log if "validation_bits" in row] == [5, 10, 12]
+    assert all(row["tokens"] == row["step"] * 4 * 32 for row in log)
+    validations = [row["validation_bits"] for row in log if "validation_bits" in row]
+    assert record.result["best_validation_bits"] == min(validations)
+    assert record.result["final_validation_bits"] == validations[-1]
+    assert all(1.5 < row["train_bits"] < 3 and row["gradient_norm"] > 0 for row in log if "train_bits" in row)
+    assert log[-2]["learning_rate"] == pytest.approx(2e-3 * 0.1, rel=0.5)
+    assert not Layout(study).checkpoints("titans").joinpath(record.digest).exists()
+
+
+@pytest.mark.parametrize(
+    ("stop", "last_checkpoint"),
+    [
+        (lambda: os.kill(os.getpid(), signal.SIGTERM), "step-00000007"),
+        (lambda: os.kill(os.getpid(), signal.SIGUSR1), "step-00000007"),
+        (lambda: (_ for _ in ()).throw(KeyboardInterrupt), "step-00000004"),
+    ],
+    ids=["SIGTERM", "SIGUSR1", "killed"],
+)
+def test_a_stopped_run_goes_on_to_the_same_bits(
+    make_study: MakeStudy, monkeypatch: pytest.MonkeyPatch, stop: Callable[[], None], last_checkpoint: str
+) -> None:
+    monkeypatch.setattr(module, "LOG_EVERY", 2)
+    study = make_study()
+    assert study.models["titans"].dropout > 0
+    assert study.pretrain.accumulation == 2
+    whole = in_folder(study, "whole")
+    pretrain(whole, "titans")
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        stop_after(patch, 6, stop)
+        pretrain(study, "titans")
+    assert checkpointed_steps(study, "titans")[-1] == last_checkpoint
+    assert not Layout(study).pretrained("titans").exists()
+    np.random.seed(5)  # what else draws random numbers in between does not matter
+    torch.manual_seed(5)
+    pretrain(study, "titans")
+    assert read_record(study, "titans").result == read_record(whole, "titans").result
+    assert read_log(study, "titans") == read_log(whole, "titans")
+    assert read_record(study, "titans").run["resumed_from_step"] == int(last_checkpoint[5:])
+
+
+def test_a_checkpoint_of_another_study_is_left_alone(make_study: MakeStudy, monkeypatch: pytest.MonkeyPatch) -> None:
+    study = make_study()
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        stop_after(patch, 6, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        pretrain(study, "titans")
+    former = checkpointed_steps(study, "titans")
+    other = study.model_copy(update={"pretrain": study.pretrain.model_copy(update={"learning_rate": 1e-3})})
+    pretrain(other, "titans")
+    assert read_record(other, "titans").run["resumed_from_step"] == 0
+    assert checkpointed_steps(study, "titans") == former
+
+
+def test_a_checkpoint_of_other_bases_is_refused(make_study: MakeStudy, monkeypatch: pytest.MonkeyPatch) -> None:
+    study = make_study()
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        stop_after(patch, 6, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        pretrain(study, "titans")
+    manifest = Layout(study).genome_store("alpha") / "manifest.json"
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"sequence_sha256": "f" * 64}))
+    with pytest.raises(GenomemError, match="made from other bases"):
+        pretrain(study, "titans")
+
+
+def test_neither_dropout_nor_batches_repeat_from_step_to_step(make_study: MakeStudy) -> None:
+    study = make_study()
+    dropout, batches = [], []
+    for seed in (0, 1):
+        run = Pretraining(study.model_copy(update={"pretrain": study.pretrain.model_copy(update={"seed": seed})}), "titans")
+        for step in range(3):
+            run._step(step)
+            dropout.append(torch.initial_seed())
+            batches.append(run.sampler.windows(step).tobytes())
+    assert len(set(dropout)) == len(set(batches)) == 6
+
+
+def test_accumulation_changes_nothing_but_rounding(make_study: MakeStudy) -> None:
+    study = make_study(models={"titans": {"dropout": 0.0}})
+    runs = []
+    for accumulation in (1, 2, 4):
+        section = study.pretrain.model_copy(update={"accumulation": accumulation})
+        part = in_folder(study, f"accumulation-{accumulation}").model_copy(update={"pretrain": section})
+        pretrain(part, "titans")
+        runs.append(read_weights(part, "titans"))
+    for other in runs[1:]:
+        for name, tensor in runs[0].items():
+            torch.testing.assert_close(other[name], tensor, rtol=0, atol=1e-5)
+
+
+def test_it_learns(make_study: MakeStudy) -> None:
+    study = make_study(pretrain={"steps": 60, "learning_rate": 0.02, "validate_every": 60, "repeat_weight": 1.0, "checkpoint_every": 100})
+    for name in study.genomes:
+        store = Layout(study).genome_store(name) / "bases.u8"
+        store.write_bytes((b"ACGTTGCA" * 500)[: store.stat().st_size])
+    pretrain(study, "attention")
+    log = read_log(study, "attention")
+    assert log[-1]["validation_bits"] < 1.0
+    assert log[0]["train_bits"] > log[-2]["train_bits"]
+
+
+def test_the_seed_decides_the_weights(make_study: MakeStudy) -> None:
+    study = make_study(pretrain={"steps": 2})
+    digests = []
+    for name, seed in (("one", 0), ("two", 0), ("three", 1)):
+        part = in_folder(study, name).model_copy(update={"pretrain": study.pretrain.model_copy(update={"seed": seed})})
+        pretrain(part, "titans")
+        digests.append(read_record(part, "titans").result["weights_sha256"])
+    assert digests[0] == digests[1] != digests[2]
+
+
+def test_a_loss_that_is_not_finite(make_study: MakeStudy) -> None:
+    study = make_study(pretrain={"learning_rate": 1e30, "gradient_clip": 1e30, "warmup_steps": 0})
+    with pytest.raises(GenomemError, match=r"not finite at step \d+; lower pretrain.learning_rate \(1e\+30\)"):
+        pretrain(study, "titans")
+    assert not Layout(study).pretrained("titans").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"batch_size": 3}, r"pretrain\.batch_size: 3 windows cannot be shared .*; make it a multiple of 2"),
+        ({"context_bp": 900}, r"pretrain\.context_bp: no training chromosome has 901 bases \(the longest has 900\)"),
+        ({"context_bp": 400}, r"pretrain\.context_bp: no validation chromosome has 401 bases"),
+    ],
+    ids=["batch", "training", "validation"],
+)
+def test_settings_that_do_not_fit_the_data_are_refused_before_the_first_step(
+    make_study: MakeStudy, monkeypatch: pytest.MonkeyPatch, changes: dict[str, int], words: str
+) -> None:
+    study = make_study(pretrain=changes)
+    stop_after(monkeypatch, 0, lambda: pytest.fail("a step was taken"))
+    with pytest.raises(GenomemError, match=words):
+        pretrain(study, "titans")
+
+
+def test_a_results_path_that_is_a_file_is_refused_before_the_first_step(make_study: MakeStudy, monkeypatch: pytest.MonkeyPatch) -> None:
+    study = make_study()
+    (Layout(study).results / "pretrain").write_text("in the way")
+    stop_after(monkeypatch, 0, lambda: pytest.fail("a step was taken"))
+    with pytest.raises(GenomemError, match="pretrain: is a file, but a folder is needed"):
+        pretrain(study, "titans")
+
+
+def test_missing_stores(make_study: MakeStudy, tmp_path: Path) -> None:
+    study = make_study().model_copy(update={"results": tmp_path / "nothing"})
+    with pytest.raises(GenomemError, match=r"manifest\.json: no such file"):
+        pretrain(study, "titans")
+
+
+def test_bfloat16(make_study: MakeStudy, fresh_accelerator: None) -> None:
+    study = make_study(pretrain={"precision": "bfloat16", "steps": 3})
+    pretrain(study, "titans")
+    assert all(x.dtype == torch.float32 for x in read_weights(study, "titans").values())
+    assert 1.5 < read_record(study, "titans").result["final_validation_bits"] < 3
+
+
+def test_validation_reads_the_second_half_of_held_out_windows(make_study: MakeStudy, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Pretraining(make_study(), "titans")
+    windows = run.validation
+    assert windows.shape[1] == 33
+    held_out = [genome.bases("chr3").tobytes() for genome in run.genomes.values()]
+    assert all(any(window.tobytes() in chromosome for chromosome in held_out) for window in windows)
+    bits = np.tile(np.arange(32, dtype=np.float32), (len(windows), 1))
+    monkeypatch.setattr(module, "window_bits_per_base", lambda model, chunk, device: bits[: len(chunk)])
+    assert run._validation_bits() == np.arange(16, 32).mean()
+
+
+@pytest.mark.slow
+def test_two_processes_equal_one(make_study: MakeStudy, study_file: Callable[[Study], Path]) -> None:
+    study = make_study(models={"titans": {"dropout": 0.0}}, pretrain={"steps": 6})
+    one, two = in_folder(study, "one"), in_folder(study, "two")
+    pretrain(one, "titans")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command += ["-m", "genomem", "pretrain", str(study_file(two)), "--model", "titans"]
+    root = Path(module.__file__).parents[2]
+    environment = os.environ | {"PYTHONPATH": str(root), "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    assert run.returncode == 0, run.stderr
+    assert read_record(two, "titans").result["processes"] == 2
+    for name, tensor in read_weights(one, "titans").items():
+        torch.testing.assert_close(read_weights(two, "titans")[name], tensor, rtol=0, atol=1e-5)
+    for row, other in zip(read_log(one, "titans"), read_log(two, "titans"), strict=True):
+        assert row == pytest.approx(other, abs=1e-4)
+    assert "weights_sha256" in dataclasses.asdict(read_record(two, "titans"))["result"]

@@ -1,0 +1,122 @@
+"""A whole study through Snakemake, and what runs again after a change."""
+
+import gzip
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+pytestmark = pytest.mark.slow
+
+ANOTHER_MODEL = {"titans_wide": {"dim": 32, "layers": ["titans_lmm"]}}
+
+
+@pytest.fixture(scope="module")
+def finished(new_workflow, tmp_path_factory: pytest.TempPathFactory):
+    """A folder in which the tiny study has run."""
+    workflow = new_workflow(tmp_path_factory.mktemp("finished"))
+    run = workflow.snakemake("--configfile", "study.yaml")
+    assert run.returncode == 0, run.stdout
+    assert f"Report: {workflow.path / 'results/tiny/report.html'}" in run.stdout
+    return workflow
+
+
+def test_leaves_a_report_and_its_records(finished):
+    results = finished.path / "results/tiny"
+    assert "<html" in (results / "report.html").read_text(encoding="utf-8")
+    assert json.loads((results / "report.json").read_text(encoding="utf-8"))
+    assert yaml.safe_load((results / "study.yaml").read_text(encoding="utf-8"))["pretrain"]["steps"] == finished.study["pretrain"]["steps"]
+    record = json.loads((results / "pretrain/titans/record.json").read_text(encoding="utf-8"))
+    assert record["result"]["steps"] == finished.study["pretrain"]["steps"]
+    seeds = json.loads((results / "evaluate/classification/promoters/cnn.json").read_text(encoding="utf-8"))["result"]["seeds"]
+    assert [row["seed"] for row in seeds] == finished.study["seeds"]
+
+
+def test_logs_keep_what_a_verb_said(finished):
+    log = finished.path / "results/tiny/logs/pretrain/titans.log"
+    assert "pretrain titans" in log.read_text(encoding="utf-8")
+
+
+def test_a_second_run_does_nothing(finished):
+    before = finished.files()
+    run = finished.snakemake("--configfile", "study.yaml")
+    assert run.returncode == 0
+    assert "Nothing to be done" in run.stdout
+    assert finished.files() == before
+
+
+def test_an_evaluation_key_reruns_evaluation_and_report(finished):
+    assert finished.jobs("--configfile", "study.yaml", "--config", "evaluate={bootstrap_samples: 30}") == {
+        "evaluate_markov": 1,
+        "evaluate_language": 1,
+        "evaluate_controls": 1,
+        "evaluate_classification": 2,
+        "report": 1,
+    }
+
+
+def test_a_new_model_runs_that_model_only(finished):
+    finished.write_study("more.yaml", models={**finished.study["models"], **ANOTHER_MODEL})
+    assert finished.jobs("--configfile", "more.yaml") == {
+        "pretrain": 1,
+        "evaluate_language": 1,
+        "finetune": 2,
+        "evaluate_classification": 1,
+        "report": 1,
+    }
+
+
+def test_a_new_seed_runs_that_seed_only(finished):
+    planned = finished.jobs("--configfile", "study.yaml", "--config", "seeds=[0,1,2]")
+    assert planned == {"finetune": 2, "evaluate_classification": 2, "report": 1}
+
+
+def test_a_fine_tuning_key_leaves_pretraining_alone(finished):
+    planned = finished.jobs("--configfile", "study.yaml", "--config", "finetune={epochs: 2}")
+    assert planned == {"finetune": 4, "evaluate_classification": 2, "report": 1}
+
+
+def test_a_description_rewrites_the_report_only(finished):
+    assert finished.jobs("--configfile", "study.yaml", "--config", "description=better") == {"report": 1}
+
+
+def test_another_working_place_runs_nothing(finished):
+    # Threads and processes are how a job runs, not what it computes.
+    options = ["--set-resources", "pretrain:processes=2", "--set-threads", "finetune=2"]
+    assert finished.jobs(*options, "--configfile", "study.yaml") == {}
+
+
+def test_snakemake_report_opens_offline(finished, tmp_path: Path):
+    page = tmp_path / "snakemake.html"
+    run = finished.snakemake("--report", page, "--configfile", "study.yaml")
+    assert run.returncode == 0, run.stdout
+    html = page.read_text(encoding="utf-8")
+    for told in ("beside Markov models that were fitted", "the benchmark table with its controls", "Held-out chromosomes"):
+        assert told in html
+
+
+def test_bad_input_shows_the_verbs_own_line(workflow):
+    (workflow.path / "empty.fa").touch()
+    study = {"genomes": {"empty": {"sources": "empty.fa", "validation": ["a"], "test": ["b"]}}, "benchmarks": {}}
+    workflow.write_study(**study)
+    run = workflow.snakemake("--configfile", "study.yaml")
+    told = [line for line in run.stdout.splitlines() if line.startswith("genomem: error: ")]
+    assert run.returncode == 1
+    assert len(told) == 1
+    assert "empty.fa" in told[0]
+    assert "Traceback" not in run.stdout
+    assert told[0] in (workflow.path / "results/tiny/logs/download/genomes/empty/empty.fa.log").read_text(encoding="utf-8")
+    assert not list(workflow.path.glob("resources/**/*.fa"))
+
+
+def test_two_studies_share_a_download(workflow):
+    with gzip.open(workflow.path / "genome.fa.gz", "wt") as file:
+        file.write("".join(f">{name}\n{'ACGT' * 100}\n" for name in "abc"))
+    study = {"genomes": {"shared": {"sources": str(workflow.path / "genome.fa.gz"), "validation": ["a"], "test": ["b"]}}, "benchmarks": {}}
+    fasta = "resources/genomes/shared/genome.fa.gz"
+    for name in ("first", "second"):
+        workflow.write_study(f"{name}.yaml", **study, name=name)
+    run = workflow.snakemake("--configfile", "first.yaml", "--", fasta)
+    assert run.returncode == 0, run.stdout
+    assert workflow.jobs("--configfile", "second.yaml", "--", fasta) == {}

@@ -1,0 +1,28 @@
+# Next-nucleotide language modelling, one job a model.
+# Checkpoints are no output: Snakemake deletes outputs before it runs a job again, and a resumed job needs them.
+# Several processes (`--set-resources pretrain:processes=4`, or a profile) run under torchrun on one machine.
+
+
+rule pretrain:
+    input:
+        GENOME_STORES,
+    output:
+        trained(layout.pretrained("{model}")),
+    log:
+        layout.log("pretrain/{model}"),
+    conda:
+        "../../envs/cpu.yaml"
+    threads: 1
+    resources:
+        mem_mb=8000,
+        runtime=1440,
+        gpu=0,
+        processes=1,
+    params:
+        study=resolved_study,
+        digest=digest("pretrain"),
+        run=lambda wildcards, resources: launcher(resources.processes),
+    message:
+        "Pretrain {wildcards.model}"
+    shell:
+        "{params.run} pretrain {params.study} --model {wildcards.model} 2>&1 | (trap '' INT TERM; tee {log})"

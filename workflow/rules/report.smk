@@ -1,0 +1,53 @@
+# One HTML file from all records.
+
+
+rule report:
+    input:
+        origins=origins(),
+        manifests=manifests(),
+        pretrained=[
+            file
+            for model in study.pretrained_models
+            for file in [
+                *trained(layout.pretrained(model))[2:],
+                layout.language(model),
+            ]
+        ],
+        markov=layout.markov if study.pretrained_models else [],
+        finetuned=[
+            file
+            for dataset in study.benchmarks
+            for model in study.models
+            for seed in study.seeds
+            for file in trained(layout.finetuned(dataset, model, seed))[2:]
+        ],
+        controls=[layout.controls(dataset) for dataset in study.benchmarks],
+        classification=[layout.classification(dataset, model) for dataset in study.benchmarks for model in study.models],
+    output:
+        page=report(
+            layout.report,
+            caption="../report/report.rst",
+            category="Report",
+            labels={"page": "benchmark report"},
+        ),
+        figures=report(
+            layout.report.with_suffix(".json"),
+            caption="../report/figures.rst",
+            category="Report",
+            labels={"page": "all figures as JSON"},
+        ),
+    log:
+        layout.log("report"),
+    conda:
+        "../../envs/cpu.yaml"
+    threads: 1
+    resources:
+        mem_mb=4000,
+        runtime=30,
+    params:
+        study=resolved_study,
+        digest=digest("report"),
+    message:
+        "Write the report"
+    shell:
+        "genomem report {params.study} 2>&1 | (trap '' INT TERM; tee {log})"
