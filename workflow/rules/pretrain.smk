@@ -12,6 +12,8 @@ rule pretrain:
         layout.log("pretrain/{model}"),
     conda:
         "../../envs/cpu.yaml"
+    # The longest way through a study starts here, so it starts first.
+    priority: 50
     threads: 1
     resources:
         mem_mb=8000,
