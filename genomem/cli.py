@@ -35,7 +35,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         if error.errno not in DISK_FULL and not isinstance(error, PermissionError):
             raise
-        return _fail(f"{error.filename or 'results'}: {error.strerror}; nothing half-written was kept - make room or mend the permissions, and run it again")
+        problem = f"{error.filename or 'results'}: {error.strerror}"
+        return _fail(f"{problem}; nothing half-written was kept - make room or mend the permissions, and run it again")
     return EXIT_OK
 
 

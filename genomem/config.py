@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
 from difflib import get_close_matches
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal, NamedTuple
@@ -59,7 +59,9 @@ class SimulatedGenome(Section):
 class Genome(Section):
     """A reference genome: where it comes from and which chromosomes are held out."""
 
-    file: str | None = Field(None, description="path below `resources` and below the mirror; default genomes/<name>/<file name of the source>")
+    file: str | None = Field(
+        None, description="path below `resources` and below the mirror; default genomes/<name>/<file name of the source>"
+    )
     sources: tuple[Source, ...] = Field((), description="tried in this order, after the mirror")
     sequence_sha256: str | None = Field(
         None, pattern=r"^[0-9a-f]{64}$", description="digest of names, lengths and upper-case bases; holds for any packing"
@@ -220,9 +222,13 @@ class Finetune(Section):
     warmup: Fraction = Field(0.1, description="share of the steps in which the learning rate rises")
     weight_decay: float = Field(0.01, ge=0)
     gradient_clip: float = Field(1.0, gt=0)
-    pooling: Literal["mean", "mean_max"] = Field("mean", description="over real tokens: the mean, or the mean beside the maximum of each channel")
+    pooling: Literal["mean", "mean_max"] = Field(
+        "mean", description="over real tokens: the mean, or the mean beside the maximum of each channel"
+    )
     dropout: float = Field(0.1, ge=0, lt=1, description="before the classification head")
-    validation_fraction: float = Field(0.1, gt=0, lt=1, description="of train, by a hash of the sequence; unused where the benchmark has a dev part")
+    validation_fraction: float = Field(
+        0.1, gt=0, lt=1, description="of train, by a hash of the sequence; unused where the benchmark has a dev part"
+    )
     reverse_complement: bool = Field(True, description="augmentation on benchmarks that are not stranded")
     precision: Literal["float32", "bfloat16"] = "float32"
 
@@ -233,9 +239,13 @@ class Evaluate(Section):
     context_bp: int = Field(1024, ge=8, description="window of the language model's scoring; each base sees at least half of it")
     markov_orders: tuple[Annotated[int, Field(ge=0, le=12)], ...] = Field(tuple(range(9)), min_length=1)
     backoff_orders: tuple[Annotated[int, Field(ge=1, le=31)], ...] = (12, 16, 24)
-    markov_max_bp: int = Field(200_000_000, ge=1, description="training bases that the Markov models are fitted on, at most; the cut is recorded")
+    markov_max_bp: int = Field(
+        200_000_000, ge=1, description="training bases that the Markov models are fitted on, at most; the cut is recorded"
+    )
     kmer_sizes: tuple[Annotated[int, Field(ge=1, le=8)], ...] = (1, 2, 3, 4, 5, 6)
-    overlap_kmer: int = Field(32, ge=8, le=32, description="a test sequence that shares one k-mer of this size with train counts as a near duplicate")
+    overlap_kmer: int = Field(
+        32, ge=8, le=32, description="a test sequence that shares one k-mer of this size with train counts as a near duplicate"
+    )
     reverse_complement: bool = Field(True, description="average both strands' probabilities on benchmarks that are not stranded")
     batch_size: int = Field(64, ge=1)
     bootstrap_samples: int = Field(1000, ge=10)
@@ -271,13 +281,19 @@ class Study(Section):
             origin = benchmark.simulate
             if origin and (origin.genome not in self.genomes or self.genomes[origin.genome].simulate is None):
                 simulated = [key for key, genome in self.genomes.items() if genome.simulate]
-                raise ValueError(f"benchmarks.{name}.simulate.genome: {origin.genome!r} is not a simulated genome of this study; it has {simulated}")
+                raise ValueError(
+                    f"benchmarks.{name}.simulate.genome: {origin.genome!r} is not a simulated genome of this study; it has {simulated}"
+                )
             if origin and not self.genomes[origin.genome].test:
-                raise ValueError(f"benchmarks.{name}.simulate.genome: {origin.genome!r} holds out no test chromosome to cut the test part from")
+                raise ValueError(
+                    f"benchmarks.{name}.simulate.genome: {origin.genome!r} holds out no test chromosome to cut the test part from"
+                )
         if self.pretrained_models:
             for role in ("validation", "test"):
                 if not any(getattr(genome, role) for genome in self.genomes.values()):
-                    raise ValueError(f"genomes: no chromosome is held out for {role}, and pretraining needs one; name it under genomes.<name>.{role}")
+                    raise ValueError(
+                        f"genomes: no chromosome is held out for {role}, and pretraining needs one; name it under genomes.<name>.{role}"
+                    )
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError("seeds: a seed stands twice")
         return self
@@ -368,7 +384,7 @@ def dump_study(study: Study) -> str:
     return yaml.safe_dump(study.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=100)
 
 
-def _explain(problem: dict[str, Any]) -> str:
+def _explain(problem: Mapping[str, Any]) -> str:
     """Turns one pydantic problem into one line: path, what is wrong, what is allowed."""
     section, keys = _locate(problem["loc"])
     path = ".".join(keys) or "study"
@@ -504,14 +520,24 @@ STAGES = {
     "download_genome": lambda study, genome, dataset, model: _genome_source(study, genome),
     "download_benchmark": lambda study, genome, dataset, model: _benchmark_source(study, dataset),
     "tokenize_genome": lambda study, genome, dataset, model: [_genome_source(study, genome), _dump(study.genomes[genome], {"weight"})],
-    "tokenize_benchmark": lambda study, genome, dataset, model: [_benchmark_source(study, dataset), study.benchmarks[dataset].max_length_bp],
+    "tokenize_benchmark": lambda study, genome, dataset, model: [
+        _benchmark_source(study, dataset),
+        study.benchmarks[dataset].max_length_bp,
+    ],
     "pretrain": lambda study, genome, dataset, model: _pretraining(study, model),
     "finetune": lambda study, genome, dataset, model: _finetuning(study, dataset, model),
     "evaluate_markov": lambda study, genome, dataset, model: [_dump(study.evaluate), _all_genomes(study)],
     "evaluate_language": lambda study, genome, dataset, model: [_dump(study.evaluate), _pretraining(study, model)],
     "evaluate_controls": lambda study, genome, dataset, model: [
-        _dump(study.evaluate), _dump(study.benchmarks[dataset]), _benchmark_source(study, dataset), study.finetune.validation_fraction
+        _dump(study.evaluate),
+        _dump(study.benchmarks[dataset]),
+        _benchmark_source(study, dataset),
+        study.finetune.validation_fraction,
     ],
-    "evaluate_classification": lambda study, genome, dataset, model: [_dump(study.evaluate), study.seeds, _finetuning(study, dataset, model)],
+    "evaluate_classification": lambda study, genome, dataset, model: [
+        _dump(study.evaluate),
+        study.seeds,
+        _finetuning(study, dataset, model),
+    ],
     "report": lambda study, genome, dataset, model: _everything(study),
 }

@@ -22,7 +22,15 @@ def say(message: str) -> None:
         print(message, file=sys.stderr, flush=True)
 
 
-def track(items: Iterable[Item], title: str, *, total: int | None = None, start: int = 0, unit: str = "it", status: Callable[[], str] | None = None) -> Iterator[Item]:
+def track(
+    items: Iterable[Item],
+    title: str,
+    *,
+    total: int | None = None,
+    start: int = 0,
+    unit: str = "it",
+    status: Callable[[], str] | None = None,
+) -> Iterator[Item]:
     """Yields `items` and shows how far the work has come.
 
     Args:

@@ -23,7 +23,7 @@ FASTA = {
 BENCHMARKS = {
     "one class": ({"train/a.csv": "ACGT", "test/a.csv": "ACGG"}, "class"),
     "class missing in test": ({"train/a.csv": "ACGT", "train/b.csv": "TTTT", "test/a.csv": "ACGG"}, "'b'"),
-    "empty sequence": ({"train/a.csv": "ACGT\n\"\"", "train/b.csv": "TTTT", "test/a.csv": "ACGG", "test/b.csv": "TT"}, "train/a.csv"),
+    "empty sequence": ({"train/a.csv": 'ACGT\n""', "train/b.csv": "TTTT", "test/a.csv": "ACGG", "test/b.csv": "TT"}, "train/a.csv"),
     "no test": ({"train/a.csv": "ACGT", "train/b.csv": "TTTT"}, "test"),
     "letter": ({"train/a.csv": "ACGT\nACXT", "train/b.csv": "TTTT", "test/a.csv": "ACGG", "test/b.csv": "TT"}, "train/a.csv"),
 }

@@ -50,7 +50,9 @@ def language_batch(windows: np.ndarray, repeat_weight: float) -> LanguageBatch:
     targets = tokens[:, 1:] - tokenizer.A
     is_base = (targets >= 0) & (targets < 4)
     weights = np.where(tokenizer.is_soft_masked(windows[:, 1:]), repeat_weight, 1.0) * is_base
-    return LanguageBatch(torch.from_numpy(tokens[:, :-1]), torch.from_numpy(np.where(is_base, targets, 0)), torch.from_numpy(weights).float())
+    return LanguageBatch(
+        torch.from_numpy(tokens[:, :-1]), torch.from_numpy(np.where(is_base, targets, 0)), torch.from_numpy(weights).float()
+    )
 
 
 class WindowSampler:
@@ -70,13 +72,17 @@ class WindowSampler:
         GenomemError: No training chromosome is as long as a window.
     """
 
-    def __init__(self, genomes: Sequence[tuple[Genome, float]], *, context_bp: int, batch_size: int, reverse_complement: bool, seed: int) -> None:
+    def __init__(
+        self, genomes: Sequence[tuple[Genome, float]], *, context_bp: int, batch_size: int, reverse_complement: bool, seed: int
+    ) -> None:
         self.length, self.batch_size, self.reverse_complement, self.seed = context_bp + 1, batch_size, reverse_complement, seed
         chromosomes = [(genome.bases(name), weight) for genome, weight in genomes for name in sorted(genome.chromosomes("train"))]
         usable = [(bases, weight) for bases, weight in chromosomes if len(bases) >= self.length]
         if not usable:
             longest = max((len(bases) for bases, _ in chromosomes), default=0)
-            raise GenomemError(f"pretrain.context_bp: no training chromosome has {self.length} bases (the longest has {longest}); shorten the context")
+            raise GenomemError(
+                f"pretrain.context_bp: no training chromosome has {self.length} bases (the longest has {longest}); shorten the context"
+            )
         self.chromosomes = [bases for bases, _ in usable]
         starts = np.array([len(bases) - self.length + 1 for bases, _ in usable])
         mass = starts * np.array([weight for _, weight in usable])
@@ -112,7 +118,9 @@ class LabelledBatch:
     labels: Tensor
 
 
-def labelled_batch(part: LabelledSequences, rows: np.ndarray, *, length: int | None = None, flip: np.ndarray | None = None) -> LabelledBatch:
+def labelled_batch(
+    part: LabelledSequences, rows: np.ndarray, *, length: int | None = None, flip: np.ndarray | None = None
+) -> LabelledBatch:
     """Returns the batch of some rows of a benchmark part.
 
     Args:

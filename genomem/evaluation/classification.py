@@ -7,8 +7,8 @@ from accelerate import Accelerator
 
 from genomem.config import Study, stage_digest
 from genomem.data.benchmark import Benchmark
-from genomem.metrics import METRICS, bootstrap, score
 from genomem.layout import Layout
+from genomem.metrics import METRICS, bootstrap, score
 from genomem.models import count_parameters
 from genomem.progress import track
 from genomem.record import RunRecord, Stopwatch, describe_environment

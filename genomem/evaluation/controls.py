@@ -21,8 +21,8 @@ from genomem.config import Study, stage_digest
 from genomem.data.benchmark import Benchmark, LabelledSequences, split_validation
 from genomem.data.tokenizer import reverse_complement
 from genomem.evaluation.kmers import canonical, join, kmers
-from genomem.metrics import bootstrap, score
 from genomem.layout import Layout
+from genomem.metrics import bootstrap, score
 from genomem.progress import say, track
 from genomem.record import RunRecord, Stopwatch, describe_environment
 

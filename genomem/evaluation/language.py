@@ -63,11 +63,12 @@ def evaluate_language(study: Study, name: str) -> None:
     if not np.array_equal(np.isfinite(pooled), scored):
         raise stale
     classes = {label: scored & select(marks) for label, select in POSITION_CLASSES.items()}
+    means = {label: float(pooled[rows].mean(dtype=np.float64)) if rows.any() else None for label, rows in classes.items()}
     result = {
         "parameters": count_parameters(model),
         "context_bp": settings.context_bp,
         "positions": {label: int(rows.sum()) for label, rows in classes.items()},
-        "bits": {label: float(pooled[rows].mean(dtype=np.float64)) if rows.any() else None for label, rows in classes.items()},
+        "bits": means,
         "interval": {
             label: _block_bootstrap(pooled, classes[label], settings.bootstrap_samples, settings.confidence)
             for label in ("all", "unmasked")
@@ -79,7 +80,7 @@ def evaluate_language(study: Study, name: str) -> None:
         study=study.name,
         digest=stage_digest(study, "evaluate_language", model=name),
         keys={"model": name},
-        result={**result, "margin": _margin(layout, result["bits"])},
+        result={**result, "margin": _margin(layout, means)},
         data=data,
         environment=describe_environment(str(accelerator.device)),
         run=watch.run(),

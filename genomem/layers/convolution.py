@@ -31,7 +31,9 @@ class ShortConvolution(nn.Module):
         """Tokens of history that the next call needs."""
         return (self.weight.shape[0] - 1) * self.dilation
 
-    def forward(self, x: Tensor, history: Tensor | None = None, *, mask: Tensor | None = None, reset: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, x: Tensor, history: Tensor | None = None, *, mask: Tensor | None = None, reset: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """`[B, T, D]` -> `[B, T, D]` and the history `[B, span, D]`."""
         return causal_convolution(x, self.weight, history, dilation=self.dilation, mask=mask, reset=reset)
 
@@ -52,7 +54,9 @@ class CausalConv(Mixer):
         self.convolution = ShortConvolution(dim, kernel, dilation)
         self.out = nn.Linear(dim, dim, bias=False)
 
-    def forward(self, hidden: Tensor, state: Tensor | None = None, *, mask: Tensor | None = None, reset: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, hidden: Tensor, state: Tensor | None = None, *, mask: Tensor | None = None, reset: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         value, gate = self.value_gate(hidden).chunk(2, dim=-1)
         mixed, state = self.convolution(value, state, mask=mask, reset=reset)
         return self.out(mixed * F.silu(gate)), state

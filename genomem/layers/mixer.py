@@ -20,7 +20,9 @@ class Mixer(nn.Module, ABC):
     """
 
     @abstractmethod
-    def forward(self, hidden: Tensor, state: State = None, *, mask: Tensor | None = None, reset: Tensor | None = None) -> tuple[Tensor, State]:
+    def forward(
+        self, hidden: Tensor, state: State = None, *, mask: Tensor | None = None, reset: Tensor | None = None
+    ) -> tuple[Tensor, State]:
         """Mixes along the sequence.
 
         Args:

@@ -37,7 +37,9 @@ class Stem(nn.Module):
             self.bias = nn.Parameter(torch.zeros(dim))
             self.out = nn.Linear(dim, dim, bias=False)
 
-    def forward(self, tokens: Tensor, history: Tensor | None = None, *, mask: Tensor | None = None, reset: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, tokens: Tensor, history: Tensor | None = None, *, mask: Tensor | None = None, reset: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Returns hidden states `[B, T, D]` and the history: the last `kernel - 1` tokens, `[B, kernel - 1]` int64.
 
         Args:

@@ -73,7 +73,9 @@ class TitansLMM(Mixer):
             with torch.no_grad():
                 self.gates.bias[-self.heads :] = torch.logit(1.0 / horizon)
 
-    def forward(self, hidden: Tensor, state: State = None, *, mask: Tensor | None = None, reset: Tensor | None = None) -> tuple[Tensor, State]:
+    def forward(
+        self, hidden: Tensor, state: State = None, *, mask: Tensor | None = None, reset: Tensor | None = None
+    ) -> tuple[Tensor, State]:
         history, memory = (None, None) if state is None else state
         qkv = self.qkv(hidden)
         if self.convolution is not None:

@@ -22,7 +22,9 @@ def build_model(config: Model, vocab_size: int) -> LanguageModel:
     return LanguageModel(config, vocab_size)
 
 
-def build_classifier(config: Model, vocab_size: int, num_classes: int, *, length: int, pooling: str = "mean", dropout: float = 0.0) -> nn.Module:
+def build_classifier(
+    config: Model, vocab_size: int, num_classes: int, *, length: int, pooling: str = "mean", dropout: float = 0.0
+) -> nn.Module:
     """Returns a classifier `(tokens [B, T], mask [B, T]) -> logits [B, num_classes]` of a study's `models:` entry.
 
     Args:

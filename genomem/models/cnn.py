@@ -39,5 +39,5 @@ class CNN(nn.Module):
         self.head = nn.Sequential(nn.Flatten(), nn.Linear(4 * length, 512), nn.ReLU(), nn.Linear(512, num_classes))
 
     def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
-        """Returns logits `[B, classes]` of tokens `[B, length]`. Padding is a token like any other, as in the original; `mask` is unused."""
+        """Returns logits `[B, classes]` of tokens `[B, length]`. `mask` is unused: padding is one more token, as in the original."""
         return self.head(self.features(self.embedding(tokens).transpose(1, 2)))

@@ -60,7 +60,8 @@ class Backbone(nn.Module):
         layers = config.layers * config.repeat
         hidden = round(config.dim * config.mlp_ratio)
         self.blocks = nn.ModuleList(
-            Block(config.dim, build_mixer(layer.mixer, config.dim, **layer.model_dump(exclude={"mixer"})), hidden, config.dropout) for layer in layers
+            Block(config.dim, build_mixer(layer.mixer, config.dim, **layer.model_dump(exclude={"mixer"})), hidden, config.dropout)
+            for layer in layers
         )
         self.norm = nn.RMSNorm(config.dim, eps=1e-6)
         self._initialise(len(layers))
@@ -104,8 +105,8 @@ class LanguageModel(nn.Module):
 
     def forward(self, tokens: Tensor, state: Sequence[State] | None = None, *, reset: Tensor | None = None) -> tuple[Tensor, list[State]]:
         """Returns logits `[B, T, vocabulary]` of the token after each token, and the state."""
-        hidden, state = self.backbone(tokens, state, reset=reset)
-        return self.head(hidden), state
+        hidden, after = self.backbone(tokens, state, reset=reset)
+        return self.head(hidden), after
 
 
 class SequenceClassifier(nn.Module):

@@ -24,7 +24,7 @@ def causal_convolution(
     Returns:
         `y` `[B, T, D]`, zero at padding, and the new history.
     """
-    taps, span = weight.shape[0], (weight.shape[0] - 1) * dilation
+    span = (weight.shape[0] - 1) * dilation
     if history is None:
         history = x.new_zeros(x.shape[0], span, x.shape[2])
     if x.shape[1] == 0:
@@ -38,7 +38,9 @@ def causal_convolution(
     return reorder(output, inverse) * mask[..., None], history
 
 
-def _convolve(x: Tensor, weight: Tensor, history: Tensor, dilation: int, reset: Tensor | None, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
+def _convolve(
+    x: Tensor, weight: Tensor, history: Tensor, dilation: int, reset: Tensor | None, lengths: Tensor | None
+) -> tuple[Tensor, Tensor]:
     span, tokens = history.shape[1], x.shape[1]
     padded = torch.cat([history.to(x.dtype), x], dim=1)
     document = None if reset is None else F.pad(reset.cumsum(1), (span, 0))

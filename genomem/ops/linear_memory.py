@@ -38,13 +38,15 @@ gradients. The backward pass is written by hand: it keeps u, the inverse of ``I 
 from __future__ import annotations
 
 import functools
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, overload
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 State = tuple[Tensor, Tensor | None]
+MaybeState = tuple[Tensor | None, Tensor | None] | None
 
 
 def chunked_linear_memory(
@@ -55,7 +57,7 @@ def chunked_linear_memory(
     step_size: Tensor,
     momentum: Tensor | None = None,
     forget: Tensor | None = None,
-    state: tuple[Tensor | None, Tensor | None] | None = None,
+    state: MaybeState = None,
     mask: Tensor | None = None,
     reset: Tensor | None = None,
     chunk_size: int = 64,
@@ -109,7 +111,7 @@ def recurrent_linear_memory(
     step_size: Tensor,
     momentum: Tensor | None = None,
     forget: Tensor | None = None,
-    state: tuple[Tensor | None, Tensor | None] | None = None,
+    state: MaybeState = None,
     mask: Tensor | None = None,
     reset: Tensor | None = None,
     objective: str = "squared",
@@ -122,21 +124,33 @@ def recurrent_linear_memory(
     state = _unpack(memory, momentum)
     outputs = [query.new_zeros(query.shape[0], 0, *value.shape[2:])]
     for _, *token in zip(*_cut([(1, 1)] * query.shape[1], query, key, value, *gates), strict=True):
-        token = (None if part is None else part[:, 0].to(memory.dtype) for part in token)
+        token = [None if part is None else part[:, 0].to(memory.dtype) for part in token]
         with torch.autocast(query.device.type, enabled=False):
-            output, state = _step(*token, state, read)
+            output, state = _step(*token, state=state, read=read)
         outputs.append(output[:, None].to(query.dtype))
     return _hide(torch.cat(outputs, dim=1), mask, reset, read), state
 
 
-def _step(query, key, value, write, erase, momentum, keep, real, state, read):
+def _step(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    write: Tensor,
+    erase: Tensor | None,
+    momentum: Tensor | None,
+    keep: Tensor | None,
+    real: Tensor | None,
+    *,
+    state: State,
+    read: str,
+) -> tuple[Tensor, State]:
     memory, surprise = state
     update = write[..., None] * value
     if erase is not None:
         update = update - erase[..., None] * torch.einsum("bhk,bhkv->bhv", key, memory)
     update = key[..., None] * update[..., None, :]
     kept = memory if keep is None else keep[..., None, None] * memory
-    if momentum is not None:
+    if momentum is not None and surprise is not None:
         surprise = update = momentum[..., None, None] * surprise + update
         update = update if real is None else real[..., None, None] * update
     read_from = memory if read == "before" else kept + update
@@ -152,7 +166,18 @@ def _check(objective: str, read: str, chunk_size: int = 1) -> None:
         raise ValueError(f"chunk_size is {chunk_size}; it must be at least 1")
 
 
-def _prepare(key, value, step_size, momentum, forget, state, mask, reset, objective, decay_first):
+def _prepare(
+    key: Tensor,
+    value: Tensor,
+    step_size: Tensor,
+    momentum: Tensor | None,
+    forget: Tensor | None,
+    state: MaybeState,
+    mask: Tensor | None,
+    reset: Tensor | None,
+    objective: str,
+    decay_first: bool,
+) -> tuple[Tensor, tuple[Tensor | None, ...]]:
     """Puts mask, reset and `decay_first` into the gates; returns the state ``[B, H, K or 2K, V]`` and the gates ``[B, T, H]``.
 
     Gates: write (theta), erase (theta times what of the memory the gradient sees), momentum, keep (1 - alpha), real (1 or 0).
@@ -175,7 +200,10 @@ def _prepare(key, value, step_size, momentum, forget, state, mask, reset, object
 
 
 def _unpack(memory: Tensor, momentum: Tensor | None) -> State:
-    return (memory, None) if momentum is None else tuple(memory.chunk(2, dim=2))
+    if momentum is None:
+        return memory, None
+    memory, surprise = memory.chunk(2, dim=2)
+    return memory, surprise
 
 
 def _hide(output: Tensor, mask: Tensor | None, reset: Tensor | None, read: str) -> Tensor:
@@ -198,14 +226,14 @@ def _spans(length: int, chunk_size: int, heads: int, device: torch.device) -> li
     return spans + [(rest, rest)] * (rest > 0)
 
 
-def _cut(spans, *sequences):
+def _cut(spans: list[tuple[int, int]], *sequences: Tensor | None) -> list[Sequence[Any]]:
     """Returns the chunk sizes, then each sequence cut into the spans along its tokens."""
     sizes = [size for size, _ in spans]
     pieces = ([None] * len(sizes) if sequence is None else sequence.split(sizes, dim=1) for sequence in sequences)
     return [[chunk for _, chunk in spans], *pieces]
 
 
-def _full_precision(function):
+def _full_precision(function: Callable[..., Any]) -> Callable[..., Any]:
     """Shields the method of an autograd function from autocast."""
 
     @functools.wraps(function)
@@ -238,8 +266,8 @@ class _Span(torch.autograd.Function):
         return _unfold(output, query).to(query.dtype), states[-1].clone()
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     @_full_precision
+    @torch.autograd.function.once_differentiable
     def backward(ctx, grad_output, grad_state):
         query, key, value, write, erase, momentum, keep, real, inverse, states, writes = ctx.saved_tensors
         q, k, v, grad_y = (_fold(part, ctx.chunk, states.dtype) for part in (query, key, value, grad_output))
@@ -281,7 +309,7 @@ class _Decay(NamedTuple):
     carried: Tensor | None  # p [M, C]: of the start's S in S_t
 
 
-def _decay(momentum: Tensor | None, keep: Tensor | None, real: Tensor | None, like: Tensor) -> _Decay:
+def _decay(momentum: Tensor | None, keep: Tensor | None, real: Tensor | None, *, like: Tensor) -> _Decay:
     kept, from_memory = _running_products(torch.ones_like(like) if keep is None else keep)
     if momentum is None:
         return _Decay(kept, from_memory, kept[:, -1, :, None], kept, None, None)
@@ -312,31 +340,39 @@ def _erased(key: Tensor, erase: Tensor, inverse: Tensor, decay: _Decay) -> Tenso
     return torch.bmm(inverse, _outer(erase * key, _lagged(decay.inherited, 1, first=1)))
 
 
-def _scan(key, target, erase, inverse, decay, state):
+def _scan(key: Tensor, target: Tensor, erase: Tensor | None, inverse: Tensor | None, decay: _Decay, state: Tensor) -> tuple[Tensor, Tensor]:
     """Goes through the chunks; returns the states ``[n + 1, N, P K, V]`` at their borders and the writes ``u``, ``[M, C, V]``."""
     chunks = key.shape[0] // state.shape[0]
     own = target if inverse is None else torch.bmm(inverse, target)
-    erased = [None] * chunks if inverse is None else _by_chunk(_erased(key, erase, inverse, decay), chunks)
+    erased = None if erase is None or inverse is None else _by_chunk(_erased(key, erase, inverse, decay), chunks)
     stored = _by_chunk(_outer(key, decay.last), chunks)
     states = state.new_empty(chunks + 1, *state.shape)
     states[0] = state
     borders, writes = states.unbind(0), _by_chunk(own, chunks)
     for chunk, fade in enumerate(_fades(decay, key.shape[-1], chunks)):
-        if inverse is not None:
+        if erased is not None:
             writes[chunk].baddbmm_(erased[chunk], borders[chunk], alpha=-1)
         _fade(borders[chunk], *fade, out=borders[chunk + 1])
         borders[chunk + 1].baddbmm_(stored[chunk].mT, writes[chunk])
     return states, own
 
 
-def _scan_backward(key, erase, inverse, decay, grad_writes, grad_starts, grad_state):
+def _scan_backward(
+    key: Tensor,
+    erase: Tensor | None,
+    inverse: Tensor | None,
+    decay: _Decay,
+    grad_writes: Tensor,
+    grad_starts: Tensor,
+    grad_state: Tensor,
+) -> tuple[Tensor, Tensor]:
     """Goes back through the chunks and completes `grad_writes` in place.
 
     Returns:
         The gradients of the state at the end of each chunk, ``[M, P K, V]``, and of the state before the first.
     """
     chunks = key.shape[0] // grad_state.shape[0]
-    erased = [None] * chunks if inverse is None else _by_chunk(_erased(key, erase, inverse, decay), chunks)
+    erased = None if erase is None or inverse is None else _by_chunk(_erased(key, erase, inverse, decay), chunks)
     stored, writes, starts = (_by_chunk(part, chunks) for part in (_outer(key, decay.last), grad_writes, grad_starts))
     grads = torch.empty_like(grad_starts)
     ends = _by_chunk(grads, chunks)
@@ -345,12 +381,14 @@ def _scan_backward(key, erase, inverse, decay, grad_writes, grad_starts, grad_st
         ends[chunk].copy_(grad_state)
         writes[chunk].baddbmm_(stored[chunk], grad_state)
         grad_state = starts[chunk].add_(_fade_transposed(grad_state, *fades[chunk]))
-        if inverse is not None:
+        if erased is not None:
             grad_state.baddbmm_(erased[chunk].mT, writes[chunk], alpha=-1)
     return grads, grad_state.clone()
 
 
-def _solve_backward(key, erase, inverse, decay, starts, writes, grad_writes):
+def _solve_backward(
+    key: Tensor, erase: Tensor, inverse: Tensor, decay: _Decay, starts: Tensor, writes: Tensor, grad_writes: Tensor
+) -> tuple[Tensor, ...]:
     """Returns the gradients of theta v, erase, key, A and (b, c) through ``(I + L) u = theta v - erase k (b W + c S)``."""
     erased, inherited = erase * key, _lagged(decay.inherited, 1, first=1)
     grad_target = torch.bmm(inverse.mT, grad_writes)
@@ -362,7 +400,7 @@ def _solve_backward(key, erase, inverse, decay, starts, writes, grad_writes):
     return grad_target, grad_erase, grad_key.addcmul_(erase, grad_erased), grad_weights, _advanced(grad_inherited, 1)
 
 
-def _fades(decay, key_width, chunks):
+def _fades(decay: _Decay, key_width: int, chunks: int) -> list[tuple[Tensor, Tensor | None]]:
     """Returns for each chunk what its state is multiplied with, ``[N, P K, 1]``, and how much of S goes into W, ``[N, 1, 1]`` or None."""
     if decay.carried is None:
         return [(fade, None) for fade in _by_chunk(decay.inherited[:, -1:], chunks)]
@@ -370,7 +408,7 @@ def _fades(decay, key_width, chunks):
     return list(zip(_by_chunk(own[..., None], chunks), _by_chunk(decay.inherited[:, -1:, 1:], chunks), strict=True))
 
 
-def _fade(state: Tensor, fade: Tensor, mixed: Tensor | None, out: Tensor) -> None:
+def _fade(state: Tensor, fade: Tensor, mixed: Tensor | None, *, out: Tensor) -> None:
     torch.mul(state, fade, out=out)
     if mixed is not None:
         memory, surprise = out.chunk(2, dim=1)[0], state.chunk(2, dim=1)[1]
@@ -384,7 +422,7 @@ def _fade_transposed(grad: Tensor, fade: Tensor, mixed: Tensor | None) -> Tensor
     return faded
 
 
-def _fade_backward(starts, grad_ends, decay):
+def _fade_backward(starts: Tensor, grad_ends: Tensor, decay: _Decay) -> tuple[Tensor, Tensor | None]:
     """Returns the gradients of the last row of `inherited`, ``[M, P]``, and of the last of `carried`, ``[M]`` (None without momentum)."""
     if decay.carried is None:
         return (starts * grad_ends).sum((1, 2))[:, None], None
@@ -431,7 +469,7 @@ def _outer_backward(grad: Tensor, rows: Tensor, weights: Tensor) -> tuple[Tensor
     return grad_rows, torch.stack([(part * rows).sum(-1) for part in parts], dim=2)
 
 
-def _scores_backward(grad, left, right, scores, weights, lag):
+def _scores_backward(grad: Tensor, left: Tensor, right: Tensor, scores: Tensor, weights: Tensor, lag: int) -> tuple[Tensor, Tensor, Tensor]:
     """Returns the gradients of left, right and `weights` for ``scores * lagged weights`` with ``scores = left right^T``."""
     grad_scores = grad * _lagged(weights, lag)
     return torch.bmm(grad_scores, right), torch.bmm(grad_scores.mT, left), _advanced(grad.mul_(scores), lag)
@@ -451,6 +489,10 @@ def _advanced(rows: Tensor, lag: int) -> Tensor:
     return rows if lag == 0 else F.pad(rows[:, 1:], (0, 0, 0, 1))
 
 
+@overload
+def _fold(sequence: Tensor, chunk: int, dtype: torch.dtype) -> Tensor: ...
+@overload
+def _fold(sequence: None, chunk: int, dtype: torch.dtype) -> None: ...
 def _fold(sequence: Tensor | None, chunk: int, dtype: torch.dtype) -> Tensor | None:
     """``[B, n C, H, X]``, or ``[B, n C, H]`` as X = 1, to ``[n B H, C, X]``."""
     if sequence is None:

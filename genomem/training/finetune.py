@@ -69,7 +69,9 @@ class Finetuning:
             train_loss = self._epoch(epoch)
             scores = self._validate()
             if not (math.isfinite(train_loss) and scores):
-                raise GenomemError(f"{title}: the loss is not finite in epoch {epoch}; lower finetune.learning_rate ({self.settings.learning_rate})")
+                raise GenomemError(
+                    f"{title}: the loss is not finite in epoch {epoch}; lower finetune.learning_rate ({self.settings.learning_rate})"
+                )
             self.log.append({"epoch": epoch, "train_loss": train_loss, **{f"validation_{key}": value for key, value in scores.items()}})
             better = (scores[self.section.metric], -scores["loss"]) > self.best.get("rank", (-math.inf, -math.inf))
             if better:
@@ -102,7 +104,9 @@ class Finetuning:
 
     def _validate(self) -> dict[str, float]:
         """Returns the loss in nats and every metric on validation; nothing where a prediction is not finite."""
-        probabilities = predict(self.model, self.validation, device=self.accelerator.device, batch_size=VALIDATION_BATCH, both_strands=self.flips)
+        probabilities = predict(
+            self.model, self.validation, device=self.accelerator.device, batch_size=VALIDATION_BATCH, both_strands=self.flips
+        )
         if not np.isfinite(probabilities).all():
             return {}
         likelihood = probabilities[np.arange(len(self.validation)), self.validation.labels]
@@ -117,7 +121,9 @@ class Finetuning:
         folder = self.layout.finetuned(self.dataset, self.name, self.seed)
         model = self.accelerator.unwrap_model(self.model)
         digest = stage_digest(self.study, "finetune", dataset=self.dataset, model=self.name)
-        save_weights(folder, model, self.study.models[self.name], vocab_size=VOCAB_SIZE, classes=list(self.benchmark.classes), digest=digest)
+        save_weights(
+            folder, model, self.study.models[self.name], vocab_size=VOCAB_SIZE, classes=list(self.benchmark.classes), digest=digest
+        )
         write_log(folder / "metrics.jsonl", self.log)
         record = RunRecord(
             stage="finetune",
@@ -172,7 +178,7 @@ def predict(model: nn.Module, part: LabelledSequences, *, device: torch.device, 
     order = np.argsort([len(sequence) for sequence in part.sequences], kind="stable")
     batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
     strands = (False, True) if both_strands else (False,)
-    probabilities = [sum(_probabilities(model, part, rows, flip, device) for flip in strands) / len(strands) for rows in batches]
+    probabilities = [torch.stack([_probabilities(model, part, rows, flip, device) for flip in strands]).mean(0) for rows in batches]
     result = np.empty((len(part), probabilities[0].shape[1]))
     result[order] = torch.cat(probabilities).numpy()
     return result

@@ -8,7 +8,9 @@ import torch
 from torch import nn
 
 
-def build_optimizer(model: nn.Module, *, learning_rate: float, weight_decay: float, betas: tuple[float, float] = (0.9, 0.999)) -> torch.optim.AdamW:
+def build_optimizer(
+    model: nn.Module, *, learning_rate: float, weight_decay: float, betas: tuple[float, float] = (0.9, 0.999)
+) -> torch.optim.AdamW:
     """Returns AdamW in which matrices decay; embeddings, look-up tables, norms, gates' biases and other vectors do not."""
     embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
     decay: list[nn.Parameter] = []

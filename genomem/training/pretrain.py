@@ -6,6 +6,7 @@ import contextlib
 import json
 import math
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +81,9 @@ class Pretraining:
         held_out = [genome.bases(chrom) for genome in self.genomes.values() for chrom in genome.chromosomes("validation")]
         self.validation = spaced_windows(held_out, self.settings.context_bp + 1, self.settings.validation_bp)
         if not len(self.validation):
-            raise GenomemError(f"pretrain.context_bp: no validation chromosome has {self.settings.context_bp + 1} bases; shorten the context")
+            raise GenomemError(
+                f"pretrain.context_bp: no validation chromosome has {self.settings.context_bp + 1} bases; shorten the context"
+            )
         torch.manual_seed(self.settings.seed)
         model = build_model(study.models[name], VOCAB_SIZE)
         optimizer = build_optimizer(
@@ -98,9 +101,11 @@ class Pretraining:
     def train(self, stop: StopRequest) -> None:
         """Runs the steps that are left."""
         began, seconds_before = time.monotonic(), self.log[-1].get("seconds", 0.0) if self.log else 0.0
-        steps = range(self.resumed_from, self.settings.steps)
+        steps: Iterable[int] = range(self.resumed_from, self.settings.steps)
         if self.accelerator.is_main_process:
-            steps = track(steps, f"pretrain {self.name}", total=self.settings.steps, start=self.resumed_from, unit="steps", status=self._status)
+            steps = track(
+                steps, f"pretrain {self.name}", total=self.settings.steps, start=self.resumed_from, unit="steps", status=self._status
+            )
         for step in steps:
             loss, norm, rate = self._step(step)
             done = step + 1
@@ -157,7 +162,9 @@ class Pretraining:
         self.bare_model.eval()
         chunks = [self.validation[i : i + 64] for i in range(0, len(self.validation), 64)]
         half = self.settings.context_bp // 2
-        bits = torch.cat([torch.from_numpy(window_bits_per_base(self.bare_model, chunk, self.accelerator.device)[:, half:]) for chunk in chunks])
+        bits = torch.cat(
+            [torch.from_numpy(window_bits_per_base(self.bare_model, chunk, self.accelerator.device)[:, half:]) for chunk in chunks]
+        )
         return bits.nanmean().item()
 
     def _write_log(self, step: int, **values: float) -> None:
@@ -166,7 +173,9 @@ class Pretraining:
 
     def _status(self) -> str:
         latest = {key: value for row in self.log for key, value in row.items()}
-        shown = [f"{label} {latest[key]:.3f}" for label, key in (("train", "train_bits"), ("validation", "validation_bits")) if key in latest]
+        shown = [
+            f"{label} {latest[key]:.3f}" for label, key in (("train", "train_bits"), ("validation", "validation_bits")) if key in latest
+        ]
         speed = f"{self._tokens_per_second() / 1000:.1f}k tokens/s" if latest.get("seconds") else ""
         return " ".join([*shown, "bits/base" if shown else "", speed]).strip()
 

@@ -19,7 +19,13 @@ from genomem.data.batches import BASES, language_batch
 
 @torch.inference_mode()
 def score_chromosome(
-    model: nn.Module, bases: np.ndarray, *, context_bp: int, batch_size: int, device: torch.device, track: Callable[[Iterable], Iterable] = iter
+    model: nn.Module,
+    bases: np.ndarray,
+    *,
+    context_bp: int,
+    batch_size: int,
+    device: torch.device,
+    track: Callable[[Iterable], Iterable] = iter,
 ) -> np.ndarray:
     """Returns -log2 p of each base given the bases before it, `[n]` float32; NaN at the first base and at N.
 

@@ -18,8 +18,8 @@ from genomem.evaluation.controls import (
     overlap_control,
     shared_kmers,
 )
-from genomem.metrics import METRICS
 from genomem.layout import Layout
+from genomem.metrics import METRICS
 from genomem.record import RunRecord
 
 COMPLEMENT = str.maketrans("ACGTacgt", "TGCAtgca")

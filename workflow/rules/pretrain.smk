@@ -10,10 +10,10 @@ rule pretrain:
         trained(layout.pretrained("{model}")),
     log:
         layout.log("pretrain/{model}"),
-    conda:
-        "../../envs/cpu.yaml"
     # The longest way through a study starts here, so it starts first.
     priority: 50
+    conda:
+        "../../envs/cpu.yaml"
     threads: 1
     resources:
         mem_mb=8000,
