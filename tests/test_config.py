@@ -329,7 +329,7 @@ ENHANCERS = ["finetune:enhancers:*", "evaluate_classification:enhancers:*"]
         ({"models": {"new": {"layers": ["attention"]}}}, []),
         ({"models": {"titans": {"dim": 64}}}, TITANS),
         ({"models": {"titans": {"layers": ["titans_lmm"]}}}, TITANS),
-        ({"genomes": {"yeast": {"weight": 2}}}, [*PRETRAINED, "evaluate_markov"]),
+        ({"genomes": {"yeast": {"weight": 2}}}, PRETRAINED),
         ({"genomes": {"yeast": {"test": ["VI"]}}}, [*PRETRAINED, "evaluate_markov", "tokenize_genome:yeast"]),
         ({"genomes": {"yeast": {"sources": ["b.fa"]}}}, [*PRETRAINED, "evaluate_markov", "*_genome:yeast"]),
         ({"genomes": {"new": {"file": "new.fa"}}}, [*PRETRAINED, "evaluate_markov"]),

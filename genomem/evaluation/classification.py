@@ -13,6 +13,7 @@ from genomem.models import count_parameters
 from genomem.progress import track
 from genomem.record import RunRecord, Stopwatch, describe_environment
 from genomem.training.checkpoint import load_weights
+from genomem.training.device import describe_device
 from genomem.training.finetune import classifier, predict
 from genomem.training.pretrain import MIXED_PRECISION
 
@@ -50,7 +51,7 @@ def evaluate_classification(study: Study, dataset: str, name: str) -> None:
         keys={"dataset": dataset, "model": name},
         result=result,
         data=benchmark.manifest["files"],
-        environment=describe_environment(str(accelerator.device)),
+        environment=describe_environment(describe_device(accelerator.device)),
         run=watch.run(),
     )
     record.write(layout.classification(dataset, name))

@@ -17,6 +17,7 @@ from genomem.models import build_model, count_parameters
 from genomem.progress import track
 from genomem.record import RunRecord, Stopwatch, describe_environment
 from genomem.training.checkpoint import load_weights
+from genomem.training.device import describe_device
 from genomem.training.pretrain import MIXED_PRECISION
 from genomem.training.scoring import score_chromosome
 
@@ -82,7 +83,7 @@ def evaluate_language(study: Study, name: str) -> None:
         keys={"model": name},
         result={**result, "margin": _margin(layout, means)},
         data=data,
-        environment=describe_environment(str(accelerator.device)),
+        environment=describe_environment(describe_device(accelerator.device)),
         run=watch.run(),
     )
     record.write(layout.language(name))

@@ -24,6 +24,7 @@ from genomem.models import build_classifier, count_parameters
 from genomem.progress import track
 from genomem.record import RunRecord, Stopwatch, describe_environment
 from genomem.training.checkpoint import load_weights, save_weights, weights_sha256
+from genomem.training.device import describe_device
 from genomem.training.optimizer import build_optimizer, set_learning_rate, warmup_cosine
 from genomem.training.pretrain import MIXED_PRECISION, write_log
 
@@ -91,7 +92,7 @@ class Finetuning:
             step = (epoch - 1) * per_epoch + index
             factor = warmup_cosine(step, steps=steps, warmup=round(settings.warmup * steps), final=0.0)
             set_learning_rate(self.optimizer, settings.learning_rate * factor)
-            flip = np.random.default_rng([self.seed, epoch, index]).random(len(rows)) < 0.5 if self.flips else None
+            flip = np.random.default_rng([self.seed, epoch, 1 + index]).random(len(rows)) < 0.5 if self.flips else None
             batch = labelled_batch(self.training, rows, length=fixed_length(self.model), flip=flip)
             logits = self.model(batch.tokens.to(self.accelerator.device), batch.mask.to(self.accelerator.device))
             loss = F.cross_entropy(logits.float(), batch.labels.to(self.accelerator.device))
@@ -141,7 +142,7 @@ class Finetuning:
                 "weights_sha256": weights_sha256(model),
             },
             data=self.benchmark.manifest["files"],
-            environment=describe_environment(str(self.accelerator.device)),
+            environment=describe_environment(describe_device(self.accelerator.device)),
             run=watch.run(),
         )
         record.write(folder / "record.json")

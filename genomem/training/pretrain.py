@@ -26,6 +26,7 @@ from genomem.models import build_model, count_parameters
 from genomem.progress import track
 from genomem.record import RunRecord, Stopwatch, describe_environment
 from genomem.training.checkpoint import Checkpoints, save_weights, weights_sha256
+from genomem.training.device import describe_device
 from genomem.training.interruption import StopRequest, stop_on_signals
 from genomem.training.optimizer import build_optimizer, set_learning_rate, warmup_cosine
 from genomem.training.scoring import spaced_windows, window_bits_per_base
@@ -217,7 +218,7 @@ class Pretraining:
             keys={"model": self.name, "seed": self.settings.seed},
             result=result,
             data=self.data,
-            environment=describe_environment(str(self.accelerator.device)),
+            environment=describe_environment(describe_device(self.accelerator.device)),
             run={**watch.run(), "tokens_per_second": round(self._tokens_per_second()), "resumed_from_step": self.resumed_from},
         )
         record.write(folder / "record.json")

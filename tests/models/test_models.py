@@ -93,10 +93,11 @@ def test_a_language_model_is_causal(name: str, tokens: Tensor) -> None:
     assert torch.equal(model(tokens)[0][:, :9], model(changed)[0][:, :9])
 
 
+@pytest.mark.parametrize("pooling", ["mean", "mean_max"])
 @pytest.mark.parametrize("name", SMALL)
-def test_a_classifier_does_not_see_padding(name: str, tokens: Tensor) -> None:
+def test_a_classifier_does_not_see_padding(name: str, pooling: str, tokens: Tensor) -> None:
     torch.manual_seed(0)
-    model = SequenceClassifier(SMALL[name], VOCABULARY, 3, dropout=0.5).double().eval()
+    model = SequenceClassifier(SMALL[name], VOCABULARY, 3, pooling=pooling, dropout=0.5).double().eval()
     lengths = torch.tensor([23, 7, 1])
     mask = torch.arange(23) < lengths[:, None]
     together = model(tokens, mask)

@@ -1,26 +1,15 @@
-"""The study: one YAML file that is the whole experiment.
+"""The schema of a study: every section and key, with its default and what it means.
 
-Snakemake and the command line read it through the same schema. Unknown keys are refused,
-every section is frozen, and `stage_digest` says which results a change of the study touches.
+Unknown keys are refused and every section is frozen. `config/README.md` is generated from this file.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Hashable, Mapping
-from difflib import get_close_matches
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from genomem.errors import GenomemError
-
-DEFAULT_STUDY = Path("config/quickstart.yaml")
-
-# A name becomes a folder and a Snakemake wildcard, so it holds neither a path separator nor a space.
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=80)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 BelowOne = Annotated[float, Field(ge=0.0, lt=1.0)]
@@ -30,9 +19,6 @@ class Section(BaseModel):
     """A part of the study: immutable, and a misspelt key is an error."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
-
-
-# ---------------------------------------------------------------- data
 
 
 class Source(Section):
@@ -122,9 +108,6 @@ def _relative(value: str | None) -> str | None:
     return value
 
 
-# ---------------------------------------------------------------- models
-
-
 class TitansLMM(Section):
     """Exact linear neural memory (Titans LMM, gradient block 1)."""
 
@@ -154,6 +137,7 @@ class CausalConv(Section):
     dilation: int = Field(1, ge=1)
 
 
+MIXER_OPTIONS: dict[str, type[Section]] = {"titans_lmm": TitansLMM, "attention": Attention, "causal_conv": CausalConv}
 Layer = Annotated[TitansLMM | Attention | CausalConv, Field(discriminator="mixer")]
 
 
@@ -185,9 +169,6 @@ class CNN(Section):
 
 
 Model = Annotated[SequenceModel | CNN, Field(discriminator="architecture")]
-
-
-# ---------------------------------------------------------------- training and evaluation
 
 
 class Pretrain(Section):
@@ -307,237 +288,3 @@ class Study(Section):
     def is_simulated(self) -> bool:
         """True when any genome of the study is simulated."""
         return any(genome.simulate for genome in self.genomes.values())
-
-
-# ---------------------------------------------------------------- reading
-
-
-class _StrictLoader(yaml.SafeLoader):
-    """YAML in which a key that stands twice is an error, not a silent overwrite."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        seen: set[Any] = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if not isinstance(key, Hashable):
-                raise yaml.constructor.ConstructorError(None, None, "a key is a list or a mapping", key_node.start_mark)
-            if key in seen and key != "<<":
-                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} stands twice", key_node.start_mark)
-            seen.add(key)
-        return super().construct_mapping(node, deep)
-
-
-def load_study(path: Path | str, overrides: dict[str, Any] | None = None) -> Study:
-    """Reads a study file.
-
-    Args:
-        path: A YAML file; `config/` holds examples.
-        overrides: Nested mapping laid over the file's, key by key (Snakemake's `--config`).
-
-    Raises:
-        GenomemError: The file is missing, is not YAML, or does not fit the schema.
-    """
-    path = Path(path)
-    try:
-        tree = yaml.load(path.read_text(encoding="utf-8"), Loader=_StrictLoader)
-    except FileNotFoundError:
-        raise GenomemError(f"{path}: no such study file; config/ holds examples") from None
-    except IsADirectoryError:
-        raise GenomemError(f"{path}: is a folder; name a study file such as {DEFAULT_STUDY}") from None
-    except UnicodeDecodeError:
-        raise GenomemError(f"{path}: is not a text file; a study is YAML in UTF-8") from None
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        place = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        raise GenomemError(f"{path}{place}: not valid YAML: {getattr(error, 'problem', None) or error}") from None
-    if not isinstance(tree, dict):
-        raise GenomemError(f"{path}: a study is a mapping of keys such as name, genomes and models; this file holds {_kind(tree)}")
-    return parse_study(merge(tree, overrides or {}), origin=str(path))
-
-
-def parse_study(tree: dict[str, Any], origin: str) -> Study:
-    """Checks a nested mapping against the schema. `origin` names it in errors.
-
-    Raises:
-        GenomemError: One line with the key's path, what is wrong, and what is allowed.
-    """
-    try:
-        return Study.model_validate(tree)
-    except ValidationError as error:
-        problems = error.errors(include_url=False)
-        first = _explain(problems[0])
-        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-        raise GenomemError(f"{origin}: {first}{more}") from None
-
-
-def merge(base: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
-    """Returns `base` with `overrides` laid over it; mappings are merged key by key, all else is replaced."""
-    merged = dict(base)
-    for key, value in overrides.items():
-        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
-        merged[key] = merge(merged[key], value) if both else value
-    return merged
-
-
-def dump_study(study: Study) -> str:
-    """Returns the resolved study, every default written out, as YAML that `load_study` reads."""
-    return yaml.safe_dump(study.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=100)
-
-
-def _explain(problem: Mapping[str, Any]) -> str:
-    """Turns one pydantic problem into one line: path, what is wrong, what is allowed."""
-    section, keys = _locate(problem["loc"])
-    path = ".".join(keys) or "study"
-    kind, value = problem["type"], problem.get("input")
-    if kind == "extra_forbidden":
-        allowed = sorted(section.model_fields) if section else []
-        near = get_close_matches(keys[-1], allowed, n=1)
-        hint = f"did you mean '{near[0]}'? " if near else ""
-        return f"{path}: unknown key; {hint}allowed keys: {', '.join(allowed)}"
-    if kind == "union_tag_invalid":
-        tag = problem["ctx"]["discriminator"].strip("'")
-        return f"{path}.{tag}: unknown {tag} {problem['ctx']['tag']!r}; known: {problem['ctx']['expected_tags']}"
-    if kind == "union_tag_not_found":
-        return f"{path}: needs the key {problem['ctx']['discriminator']}"
-    if kind == "missing":
-        return f"{path}: this key is required"
-    if kind == "value_error":
-        return f"{path}: {problem['ctx']['error']}" if keys else str(problem["ctx"]["error"])
-    got = "" if isinstance(value, dict | list) else f", not {value!r}"
-    return f"{path}: {problem['msg'][0].lower()}{problem['msg'][1:]}{got}"
-
-
-def _locate(loc: tuple[str | int, ...]) -> tuple[type[Section] | None, list[str]]:
-    """Follows a pydantic location through the schema: the section that holds the last key, and the user's keys.
-
-    Pydantic puts the tag of a discriminated union into the location; users wrote no such key, so it is dropped.
-    """
-    section: type[Section] | None = Study
-    keys: list[str] = []
-    is_name = False
-    tags: dict[str, type[Section]] | None = None
-    for place, step in enumerate(loc, start=1):
-        if tags is not None and not is_name and step in tags:
-            section, tags = tags[str(step)], None
-            continue
-        keys.append(str(step))
-        if is_name:
-            is_name = False
-        elif section is not None and step in section.model_fields and place < len(loc):
-            section, tags, is_name = _SECTIONS.get((section, str(step)), _Below(None))
-    return section, keys
-
-
-class _Below(NamedTuple):
-    """What stands below a key: its section, the tags that pydantic puts in front of one, and whether names or numbers come first."""
-
-    section: type[Section] | None
-    tags: dict[str, type[Section]] | None = None
-    is_named: bool = False
-
-
-_MODELS: dict[str, type[Section]] = {"sequence_model": SequenceModel, "cnn": CNN}
-MIXER_OPTIONS: dict[str, type[Section]] = {"titans_lmm": TitansLMM, "attention": Attention, "causal_conv": CausalConv}
-_SECTIONS: dict[tuple[type[Section], str], _Below] = {
-    (Study, "genomes"): _Below(Genome, is_named=True),
-    (Study, "benchmarks"): _Below(Benchmark, is_named=True),
-    (Study, "models"): _Below(SequenceModel, _MODELS, is_named=True),
-    (Study, "pretrain"): _Below(Pretrain),
-    (Study, "finetune"): _Below(Finetune),
-    (Study, "evaluate"): _Below(Evaluate),
-    (Genome, "simulate"): _Below(SimulatedGenome),
-    (Genome, "sources"): _Below(Source, is_named=True),
-    (Benchmark, "simulate"): _Below(SimulatedBenchmark),
-    (Benchmark, "sources"): _Below(Source, is_named=True),
-    (SequenceModel, "layers"): _Below(None, MIXER_OPTIONS, is_named=True),
-}
-
-
-def _kind(value: Any) -> str:
-    return "nothing" if value is None else f"a {type(value).__name__}"
-
-
-# ---------------------------------------------------------------- digests
-
-
-def stage_digest(study: Study, stage: str, *, genome: str = "", dataset: str = "", model: str = "") -> str:
-    """Returns the digest of all that a stage's result depends on in the study: 16 hexadecimal digits.
-
-    A stage reads its own sections and the digests of the stages before it, so a change reruns
-    what depends on it and nothing else. Paths (`results`, `resources`, `mirror`), `name` and
-    `description` decide where things lie, not what they are, and are in no digest.
-
-    Args:
-        stage: One of `STAGES`.
-        genome, dataset, model: The keys of the study that the stage works on, where it has one.
-    """
-    return _digest([stage, STAGES[stage](study, genome, dataset, model)])
-
-
-def _digest(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def _dump(section: Section, exclude: set[str] | None = None) -> Any:
-    return section.model_dump(mode="json", exclude=exclude)
-
-
-def _simulations(study: Study) -> Any:
-    genomes = {k: [_dump(g.simulate), g.validation, g.test, g.exclude] for k, g in study.genomes.items() if g.simulate}
-    benchmarks = {k: _dump(b.simulate) for k, b in study.benchmarks.items() if b.simulate}
-    return [genomes, benchmarks]
-
-
-def _genome_source(study: Study, genome: str) -> Any:
-    section = study.genomes[genome]
-    return _simulations(study) if section.simulate else _dump(section, {"validation", "test", "exclude", "weight"})
-
-
-def _benchmark_source(study: Study, dataset: str) -> Any:
-    section = study.benchmarks[dataset]
-    return _simulations(study) if section.simulate else _dump(section, {"stranded", "metric", "max_length_bp"})
-
-
-def _all_genomes(study: Study) -> Any:
-    return {name: [_genome_source(study, name), _dump(genome)] for name, genome in study.genomes.items()}
-
-
-def _pretraining(study: Study, model: str) -> Any:
-    return [_dump(study.pretrain), _dump(study.models[model]), _all_genomes(study)]
-
-
-def _finetuning(study: Study, dataset: str, model: str) -> Any:
-    before = _pretraining(study, model) if study.models[model].pretrain else None
-    return [before, _dump(study.finetune), _dump(study.models[model]), _dump(study.benchmarks[dataset]), _benchmark_source(study, dataset)]
-
-
-def _everything(study: Study) -> Any:
-    return _dump(study, {"results", "resources", "mirror"})
-
-
-STAGES = {
-    "simulate": lambda study, genome, dataset, model: _simulations(study),
-    "download_genome": lambda study, genome, dataset, model: _genome_source(study, genome),
-    "download_benchmark": lambda study, genome, dataset, model: _benchmark_source(study, dataset),
-    "tokenize_genome": lambda study, genome, dataset, model: [_genome_source(study, genome), _dump(study.genomes[genome], {"weight"})],
-    "tokenize_benchmark": lambda study, genome, dataset, model: [
-        _benchmark_source(study, dataset),
-        study.benchmarks[dataset].max_length_bp,
-    ],
-    "pretrain": lambda study, genome, dataset, model: _pretraining(study, model),
-    "finetune": lambda study, genome, dataset, model: _finetuning(study, dataset, model),
-    "evaluate_markov": lambda study, genome, dataset, model: [_dump(study.evaluate), _all_genomes(study)],
-    "evaluate_language": lambda study, genome, dataset, model: [_dump(study.evaluate), _pretraining(study, model)],
-    "evaluate_controls": lambda study, genome, dataset, model: [
-        _dump(study.evaluate),
-        _dump(study.benchmarks[dataset]),
-        _benchmark_source(study, dataset),
-        study.finetune.validation_fraction,
-    ],
-    "evaluate_classification": lambda study, genome, dataset, model: [
-        _dump(study.evaluate),
-        study.seeds,
-        _finetuning(study, dataset, model),
-    ],
-    "report": lambda study, genome, dataset, model: _everything(study),
-}

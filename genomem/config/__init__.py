@@ -1,0 +1,55 @@
+"""The study: one YAML file that is the whole experiment.
+
+Snakemake and the command line read it through the same schema; `stage_digest` says which results a change touches.
+"""
+
+from genomem.config.digests import STAGES, stage_digest
+from genomem.config.reading import DEFAULT_STUDY, dump_study, load_study, merge, parse_study
+from genomem.config.schema import (
+    CNN,
+    MIXER_OPTIONS,
+    Attention,
+    Benchmark,
+    CausalConv,
+    Evaluate,
+    Finetune,
+    Genome,
+    Layer,
+    Model,
+    Pretrain,
+    Section,
+    SequenceModel,
+    SimulatedBenchmark,
+    SimulatedGenome,
+    Source,
+    Study,
+    TitansLMM,
+)
+
+__all__ = [
+    "CNN",
+    "DEFAULT_STUDY",
+    "MIXER_OPTIONS",
+    "STAGES",
+    "Attention",
+    "Benchmark",
+    "CausalConv",
+    "Evaluate",
+    "Finetune",
+    "Genome",
+    "Layer",
+    "Model",
+    "Pretrain",
+    "Section",
+    "SequenceModel",
+    "SimulatedBenchmark",
+    "SimulatedGenome",
+    "Source",
+    "Study",
+    "TitansLMM",
+    "dump_study",
+    "load_study",
+    "merge",
+    "parse_study",
+    "stage_digest",
+]
