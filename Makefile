@@ -1,5 +1,6 @@
 # make demo   from nothing to a report, in .venv
 # make test   lint, types and tests in the same environment
+# make docs   the tables of config/README.md, from the schema
 #
 # Without a GPU, a CPU build of PyTorch saves gigabytes: make .venv yourself, install PyTorch into it
 # as pytorch.org/get-started says for "CPU", and `make demo` keeps it.
@@ -10,7 +11,7 @@ VENV := .venv
 INSTALLED := $(VENV)/.installed
 WITH_VENV := . $(VENV)/bin/activate &&
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint docs clean
 
 demo: $(INSTALLED)
 	$(WITH_VENV) snakemake --cores $(CORES)
@@ -25,6 +26,9 @@ lint: $(INSTALLED)
 	$(WITH_VENV) snakefmt --check Snakefile workflow
 	$(WITH_VENV) mypy
 	$(WITH_VENV) snakemake --lint
+
+docs: $(INSTALLED)
+	$(WITH_VENV) python tests/test_config_readme.py
 
 $(INSTALLED): pyproject.toml constraints.txt
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)

@@ -29,8 +29,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments.run(arguments)
     except GenomemError as error:
         return _fail(str(error))
-    except KeyboardInterrupt:
-        print("genomem: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+    except KeyboardInterrupt as error:
+        print("genomem: interrupted" + (f"; {error}" if str(error) else ""), file=sys.stderr)
         return EXIT_INTERRUPTED
     except OSError as error:
         if error.errno not in DISK_FULL and not isinstance(error, PermissionError):
@@ -156,6 +156,7 @@ def _download(arguments: argparse.Namespace) -> None:
 
 
 def _tokenize(arguments: argparse.Namespace) -> None:
+    from genomem.config import stage_digest
     from genomem.layout import Layout
 
     study = _study(arguments)
@@ -165,13 +166,14 @@ def _tokenize(arguments: argparse.Namespace) -> None:
 
         section, name = study.genomes[arguments.genome], arguments.genome
         roles = {"validation": section.validation, "test": section.test, "exclude": section.exclude}
-        tokenize_genome(layout.genome_fasta(name), layout.genome_store(name), name=name, **roles)
+        digest = stage_digest(study, "tokenize_genome", genome=name)
+        tokenize_genome(layout.genome_fasta(name), layout.genome_store(name), name=name, **roles, digest=digest)
     else:
         from genomem.data.benchmark import tokenize_benchmark
 
         name = arguments.dataset
-        limit = study.benchmarks[name].max_length_bp
-        tokenize_benchmark(layout.benchmark_source(name), layout.benchmark_store(name), name=name, max_length_bp=limit)
+        limit, digest = study.benchmarks[name].max_length_bp, stage_digest(study, "tokenize_benchmark", dataset=name)
+        tokenize_benchmark(layout.benchmark_source(name), layout.benchmark_store(name), name=name, max_length_bp=limit, digest=digest)
 
 
 def _pretrain(arguments: argparse.Namespace) -> None:

@@ -77,7 +77,7 @@ class Stopwatch:
         self._started = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
     def run(self) -> dict[str, Any]:
-        """Returns start time, wall and CPU seconds, and peak resident bytes of this process and its children."""
+        """Returns start time, wall and CPU seconds, and peak resident bytes of this process in the memory of the host."""
         own = resource.getrusage(resource.RUSAGE_SELF)
         unit = 1 if sys.platform == "darwin" else 1024
         return {

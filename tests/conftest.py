@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from genomem.config import Study, dump_study, merge, parse_study
+from genomem.config import Study, dump_study, merge, parse_study, stage_digest
 from genomem.data.benchmark import tokenize_benchmark
 from genomem.data.genome import tokenize_genome
 from genomem.layout import Layout
@@ -44,7 +44,7 @@ TINY: dict[str, Any] = {
         "checkpoint_every": 4,
     },
     "finetune": {"epochs": 3, "batch_size": 16, "learning_rate": 0.02, "validation_fraction": 0.25},
-    "evaluate": {"context_bp": 48, "markov_orders": [0, 1], "backoff_orders": [4], "kmer_sizes": [1, 2], "bootstrap_samples": 20},
+    "evaluate": {"context_bp": 32, "markov_orders": [0, 1], "backoff_orders": [4], "kmer_sizes": [1, 2], "bootstrap_samples": 20},
 }
 CHROMOSOME_BP = {"chr1": 900, "chr2": 400, "chr3": 300, "chr4": 350}
 
@@ -83,12 +83,12 @@ def make_study(tmp_path: Path) -> Callable[..., Study]:
         for seed, (name, section) in enumerate(study.genomes.items()):
             write_fasta(layout.genome_fasta(name), seed)
             roles = {"validation": section.validation, "test": section.test, "exclude": section.exclude}
-            tokenize_genome(layout.genome_fasta(name), layout.genome_store(name), name=name, **roles)
+            digest = stage_digest(study, "tokenize_genome", genome=name)
+            tokenize_genome(layout.genome_fasta(name), layout.genome_store(name), name=name, **roles, digest=digest)
         for seed, (name, benchmark) in enumerate(study.benchmarks.items()):
             write_benchmark(layout.benchmark_source(name), {"train": 40, "test": 15} | ({"dev": 12} if dev else {}), seed)
-            tokenize_benchmark(
-                layout.benchmark_source(name), layout.benchmark_store(name), name=name, max_length_bp=benchmark.max_length_bp
-            )
+            limit, digest = benchmark.max_length_bp, stage_digest(study, "tokenize_benchmark", dataset=name)
+            tokenize_benchmark(layout.benchmark_source(name), layout.benchmark_store(name), name=name, max_length_bp=limit, digest=digest)
         return study
 
     return make

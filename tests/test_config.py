@@ -12,7 +12,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from genomem.config import MIXER_OPTIONS, STAGES, Study, dump_study, load_study, merge, parse_study, stage_digest
+from genomem.config import MIXER_OPTIONS, STAGE_VERSIONS, STAGES, Study, dump_study, load_study, merge, parse_study, stage_digest
 from genomem.errors import GenomemError
 from genomem.layers import MIXERS
 
@@ -312,6 +312,7 @@ LANGUAGE = ["pretrain:*", "evaluate_language:*"]
 PRETRAINED = [*LANGUAGE, *(f"{stage}:*:{model}" for stage in ("finetune", "evaluate_classification") for model in ("titans", "attention"))]
 TITANS = ["pretrain:titans", "evaluate_language:titans", "finetune:*:titans", "evaluate_classification:*:titans"]
 SIMULATED = ["simulate", "*_genome:sim", "*:promoters", "*:promoters:*"]
+INTERVALS = ["evaluate_language:*", "evaluate_controls:*", "evaluate_classification:*"]
 ENHANCERS = ["finetune:enhancers:*", "evaluate_classification:enhancers:*"]
 
 
@@ -324,14 +325,23 @@ ENHANCERS = ["finetune:enhancers:*", "evaluate_classification:enhancers:*"]
         ({"pretrain": {"steps": 7}}, PRETRAINED),
         ({"finetune": {"epochs": 7}}, ["finetune:*", "evaluate_classification:*"]),
         ({"finetune": {"validation_fraction": 0.2}}, ["finetune:*", "evaluate_classification:*", "evaluate_controls:*"]),
-        ({"evaluate": {"context_bp": 64}}, ["evaluate_*"]),
-        ({"evaluate": {"confidence": 0.9}}, ["evaluate_*"]),
+        ({"pretrain": {"checkpoint_every": 7}}, []),
+        ({"evaluate": {"batch_size": 7}}, []),
+        ({"evaluate": {"context_bp": 64}}, ["evaluate_language:*"]),
+        ({"evaluate": {"markov_orders": [1]}}, ["evaluate_markov", "evaluate_language:*"]),
+        ({"evaluate": {"backoff_orders": [11]}}, ["evaluate_markov", "evaluate_language:*"]),
+        ({"evaluate": {"markov_max_bp": 1000}}, ["evaluate_markov", "evaluate_language:*"]),
+        ({"evaluate": {"kmer_sizes": [2]}}, ["evaluate_controls:*"]),
+        ({"evaluate": {"overlap_kmer": 16}}, ["evaluate_controls:*"]),
+        ({"evaluate": {"confidence": 0.9}}, INTERVALS),
+        ({"evaluate": {"bootstrap_samples": 70}}, INTERVALS),
         ({"models": {"new": {"layers": ["attention"]}}}, []),
         ({"models": {"titans": {"dim": 64}}}, TITANS),
         ({"models": {"titans": {"layers": ["titans_lmm"]}}}, TITANS),
         ({"genomes": {"yeast": {"weight": 2}}}, PRETRAINED),
         ({"genomes": {"yeast": {"test": ["VI"]}}}, [*PRETRAINED, "evaluate_markov", "tokenize_genome:yeast"]),
         ({"genomes": {"yeast": {"sources": ["b.fa"]}}}, [*PRETRAINED, "evaluate_markov", "*_genome:yeast"]),
+        ({"genomes": {"yeast": {"sequence_sha256": "a" * 64}}}, [*PRETRAINED, "evaluate_markov", "*_genome:yeast"]),
         ({"genomes": {"new": {"file": "new.fa"}}}, [*PRETRAINED, "evaluate_markov"]),
         ({"genomes": {"sim": {"simulate": {"seed": 2}}}}, [*PRETRAINED, *SIMULATED, "evaluate_markov"]),
         ({"benchmarks": {"new": {"directory": "new"}}}, []),
@@ -350,9 +360,61 @@ def test_an_edit_changes_the_stages_that_depend_on_it_and_the_report(edit: dict[
     assert differ == {"report"} | {job for job in before if any(fnmatch(job, pattern) for pattern in changed)}
 
 
+@pytest.mark.parametrize(
+    ("edit", "changed"),
+    [
+        ({"sources": ["b.fa"]}, ["*_genome:yeast"]),
+        ({"file": "b.fa"}, ["*_genome:yeast"]),
+        ({"sequence_sha256": "b" * 64}, [*PRETRAINED, "evaluate_markov", "*_genome:yeast"]),
+        ({"test": ["VI"]}, [*PRETRAINED, "evaluate_markov", "tokenize_genome:yeast"]),
+    ],
+    ids=str,
+)
+def test_where_pinned_bases_come_from_matters_to_no_training_and_no_evaluation(edit: dict[str, Any], changed: list[str]) -> None:
+    pinned = merge(FULL, {"genomes": {"yeast": {"sequence_sha256": "a" * 64}}})
+    before, after = digests(parse_study(pinned, "")), digests(parse_study(merge(pinned, {"genomes": {"yeast": edit}}), ""))
+    differ = {job for job in before if before[job] != after[job]}
+    assert differ == {"report"} | {job for job in before if any(fnmatch(job, pattern) for pattern in changed)}
+
+
+@pytest.mark.parametrize(
+    ("stage", "changed"),
+    [
+        ("simulate", ["simulate", *SIMULATED, *PRETRAINED, "evaluate_markov"]),
+        ("download_genome", ["*_genome:yeast", *PRETRAINED, "evaluate_markov"]),
+        ("download_benchmark", ["*:enhancers", "*:enhancers:*"]),
+        ("tokenize_genome", ["tokenize_genome:*", *PRETRAINED, "evaluate_markov"]),
+        ("tokenize_benchmark", ["tokenize_benchmark:*", "finetune:*", "evaluate_controls:*", "evaluate_classification:*"]),
+        ("pretrain", PRETRAINED),
+        ("finetune", ["finetune:*", "evaluate_classification:*"]),
+        ("evaluate_markov", ["evaluate_markov", "evaluate_language:*"]),
+        ("evaluate_language", ["evaluate_language:*"]),
+        ("evaluate_controls", ["evaluate_controls:*"]),
+        ("evaluate_classification", ["evaluate_classification:*"]),
+        ("report", []),
+    ],
+)
+def test_a_new_version_of_a_stage_reruns_it_and_all_that_build_on_it(
+    stage: str, changed: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert set(STAGE_VERSIONS) == set(STAGES)
+    study = parse_study(FULL, "")
+    before = digests(study)
+    monkeypatch.setitem(STAGE_VERSIONS, stage, STAGE_VERSIONS[stage] + 1)
+    after = digests(study)
+    differ = {job for job in before if before[job] != after[job]}
+    assert differ == {"report"} | {job for job in before if any(fnmatch(job, pattern) for pattern in changed)}
+
+
 @pytest.mark.parametrize("edit", [{"results": "elsewhere"}, {"resources": "elsewhere"}, {"mirror": "elsewhere"}], ids=str)
 def test_where_things_lie_is_in_no_digest(edit: dict[str, Any]) -> None:
     assert digests(parse_study(FULL, "")) == digests(parse_study(merge(FULL, edit), ""))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_the_resolved_study_has_the_digests_of_its_file(path: Path) -> None:
+    study = load_study(path)
+    assert digests(parse_study(yaml.safe_load(dump_study(study)), "")) == digests(study)
 
 
 def test_digests_tell_stages_and_keys_apart_and_ignore_the_order_of_keys() -> None:

@@ -1,6 +1,6 @@
 """config/README.md lists every key of a study, as the schema has it.
 
-`python tests/test_config_readme.py` writes its tables anew after a change of the schema.
+`make docs` (or `python tests/test_config_readme.py`) writes its tables anew after a change of the schema.
 """
 
 from pathlib import Path

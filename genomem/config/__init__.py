@@ -3,7 +3,7 @@
 Snakemake and the command line read it through the same schema; `stage_digest` says which results a change touches.
 """
 
-from genomem.config.digests import STAGES, stage_digest
+from genomem.config.digests import STAGE_VERSIONS, STAGES, stage_digest
 from genomem.config.reading import DEFAULT_STUDY, dump_study, load_study, merge, parse_study
 from genomem.config.schema import (
     CNN,
@@ -31,6 +31,7 @@ __all__ = [
     "DEFAULT_STUDY",
     "MIXER_OPTIONS",
     "STAGES",
+    "STAGE_VERSIONS",
     "Attention",
     "Benchmark",
     "CausalConv",

@@ -1,92 +1,144 @@
-"""The digest of every stage: all that its result depends on in the study, and nothing else."""
+"""The digest of every stage: all that its result depends on in the study and in the stages before it, and nothing else."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from typing import Any
 
 from genomem.config.schema import Section, Study
+
+STAGE_VERSIONS: dict[str, int] = {
+    "simulate": 1,
+    "download_genome": 1,
+    "download_benchmark": 1,
+    "tokenize_genome": 1,
+    "tokenize_benchmark": 1,
+    "pretrain": 1,
+    "finetune": 1,
+    "evaluate_markov": 1,
+    "evaluate_language": 1,
+    "evaluate_controls": 1,
+    "evaluate_classification": 1,
+    "report": 1,
+}
+"""Bump a stage's number when its code changes what it computes; the stage and all that build on it then run again."""
 
 
 def stage_digest(study: Study, stage: str, *, genome: str = "", dataset: str = "", model: str = "") -> str:
     """Returns the digest of all that a stage's result depends on in the study: 16 hexadecimal digits.
 
-    A stage reads its own sections and the digests of the stages before it, so a change reruns
-    what depends on it and nothing else. Paths (`results`, `resources`, `mirror`), `name` and
-    `description` decide where things lie, not what they are, and are in no digest.
+    A stage reads its own keys and what the stages before it read, so a change reruns what depends on it and nothing
+    else. Paths (`results`, `resources`, `mirror`), `name` and `description` decide where things lie, not what they
+    are, and `checkpoint_every` and `evaluate.batch_size` how a stage runs: they are in no digest but the report's,
+    which shows the study.
 
     Args:
         stage: One of `STAGES`.
         genome, dataset, model: The keys of the study that the stage works on, where it has one.
     """
-    return _digest([stage, STAGES[stage](study, genome, dataset, model)])
-
-
-def _digest(value: Any) -> str:
+    value = [stage, STAGES[stage](study, genome, dataset, model)]
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _dump(section: Section, exclude: set[str] | None = None) -> Any:
-    return section.model_dump(mode="json", exclude=exclude)
+def _stage(stage: str, *reads: Any) -> list[Any]:
+    return [stage, STAGE_VERSIONS[stage], *reads]
 
 
-def _simulations(study: Study) -> Any:
-    genomes = {k: [_dump(g.simulate), g.validation, g.test, g.exclude] for k, g in study.genomes.items() if g.simulate}
-    benchmarks = {k: _dump(b.simulate) for k, b in study.benchmarks.items() if b.simulate}
-    return [genomes, benchmarks]
+def _only(section: Section, *keys: str) -> Any:
+    return section.model_dump(mode="json", include=set(keys))
 
 
-def _genome_source(study: Study, genome: str) -> Any:
+def _all_but(section: Section, *keys: str) -> Any:
+    return section.model_dump(mode="json", exclude=set(keys))
+
+
+def _simulate(study: Study) -> Any:
+    genomes = {k: [_all_but(g.simulate), _held_out(g)] for k, g in study.genomes.items() if g.simulate}
+    benchmarks = {k: _all_but(b.simulate) for k, b in study.benchmarks.items() if b.simulate}
+    return _stage("simulate", genomes, benchmarks)
+
+
+def _held_out(genome: Section) -> Any:
+    return _only(genome, "validation", "test", "exclude")
+
+
+def _download_genome(study: Study, genome: str) -> Any:
     section = study.genomes[genome]
-    return _simulations(study) if section.simulate else _dump(section, {"validation", "test", "exclude", "weight"})
+    if section.simulate:
+        return _simulate(study)
+    return _stage("download_genome", _only(section, "file", "sources", "sequence_sha256"))
 
 
-def _benchmark_source(study: Study, dataset: str) -> Any:
+def _download_benchmark(study: Study, dataset: str) -> Any:
     section = study.benchmarks[dataset]
-    return _simulations(study) if section.simulate else _dump(section, {"stranded", "metric", "max_length_bp"})
+    return _simulate(study) if section.simulate else _stage("download_benchmark", _only(section, "directory", "sources"))
 
 
-def _all_genomes(study: Study, exclude: set[str] | None = None) -> Any:
-    return {name: [_genome_source(study, name), _dump(genome, exclude)] for name, genome in study.genomes.items()}
+def _tokenize_genome(study: Study, genome: str) -> Any:
+    return _stage("tokenize_genome", _download_genome(study, genome), _held_out(study.genomes[genome]))
 
 
-def _pretraining(study: Study, model: str) -> Any:
-    return [_dump(study.pretrain), _dump(study.models[model]), _all_genomes(study)]
+def _tokenize_benchmark(study: Study, dataset: str) -> Any:
+    return _stage("tokenize_benchmark", _download_benchmark(study, dataset), study.benchmarks[dataset].max_length_bp)
 
 
-def _finetuning(study: Study, dataset: str, model: str) -> Any:
-    before = _pretraining(study, model) if study.models[model].pretrain else None
-    return [before, _dump(study.finetune), _dump(study.models[model]), _dump(study.benchmarks[dataset]), _benchmark_source(study, dataset)]
+def _bases(study: Study) -> Any:
+    """What every store of bases holds; where `sequence_sha256` pins them, it does not matter which source they came from."""
+    return {
+        name: _stage("tokenize_genome", genome.sequence_sha256, _held_out(genome))
+        if genome.sequence_sha256 and not genome.simulate
+        else _tokenize_genome(study, name)
+        for name, genome in study.genomes.items()
+    }
 
 
-def _everything(study: Study) -> Any:
-    return _dump(study, {"results", "resources", "mirror"})
+def _pretrain(study: Study, model: str) -> Any:
+    weights = {name: genome.weight for name, genome in study.genomes.items()}
+    return _stage("pretrain", _all_but(study.pretrain, "checkpoint_every"), _all_but(study.models[model]), _bases(study), weights)
 
 
-STAGES = {
-    "simulate": lambda study, genome, dataset, model: _simulations(study),
-    "download_genome": lambda study, genome, dataset, model: _genome_source(study, genome),
-    "download_benchmark": lambda study, genome, dataset, model: _benchmark_source(study, dataset),
-    "tokenize_genome": lambda study, genome, dataset, model: [_genome_source(study, genome), _dump(study.genomes[genome], {"weight"})],
-    "tokenize_benchmark": lambda study, genome, dataset, model: [
-        _benchmark_source(study, dataset),
-        study.benchmarks[dataset].max_length_bp,
-    ],
-    "pretrain": lambda study, genome, dataset, model: _pretraining(study, model),
-    "finetune": lambda study, genome, dataset, model: _finetuning(study, dataset, model),
-    "evaluate_markov": lambda study, genome, dataset, model: [_dump(study.evaluate), _all_genomes(study, {"weight"})],
-    "evaluate_language": lambda study, genome, dataset, model: [_dump(study.evaluate), _pretraining(study, model)],
-    "evaluate_controls": lambda study, genome, dataset, model: [
-        _dump(study.evaluate),
-        _dump(study.benchmarks[dataset]),
-        _benchmark_source(study, dataset),
-        study.finetune.validation_fraction,
-    ],
-    "evaluate_classification": lambda study, genome, dataset, model: [
-        _dump(study.evaluate),
-        study.seeds,
-        _finetuning(study, dataset, model),
-    ],
-    "report": lambda study, genome, dataset, model: _everything(study),
+def _finetune(study: Study, dataset: str, model: str) -> Any:
+    section, data = study.models[model], [_tokenize_benchmark(study, dataset), _only(study.benchmarks[dataset], "stranded", "metric")]
+    return _stage("finetune", _pretrain(study, model) if section.pretrain else None, _all_but(study.finetune), _all_but(section), data)
+
+
+def _evaluate_markov(study: Study) -> Any:
+    return _stage("evaluate_markov", _only(study.evaluate, "markov_orders", "backoff_orders", "markov_max_bp"), _bases(study))
+
+
+def _evaluate_language(study: Study, model: str) -> Any:
+    keys = _only(study.evaluate, "context_bp", "bootstrap_samples", "confidence")
+    return _stage("evaluate_language", keys, _evaluate_markov(study), _pretrain(study, model))
+
+
+def _evaluate_controls(study: Study, dataset: str) -> Any:
+    keys = _only(study.evaluate, "kmer_sizes", "overlap_kmer", "bootstrap_samples", "confidence")
+    data = [_tokenize_benchmark(study, dataset), _only(study.benchmarks[dataset], "stranded", "metric")]
+    return _stage("evaluate_controls", keys, data, study.finetune.validation_fraction)
+
+
+def _evaluate_classification(study: Study, dataset: str, model: str) -> Any:
+    keys = _only(study.evaluate, "bootstrap_samples", "confidence")
+    return _stage("evaluate_classification", keys, study.seeds, _finetune(study, dataset, model))
+
+
+def _report(study: Study) -> Any:
+    return _stage("report", _all_but(study, "results", "resources", "mirror"), STAGE_VERSIONS)
+
+
+STAGES: dict[str, Callable[[Study, str, str, str], Any]] = {
+    "simulate": lambda study, genome, dataset, model: _simulate(study),
+    "download_genome": lambda study, genome, dataset, model: _download_genome(study, genome),
+    "download_benchmark": lambda study, genome, dataset, model: _download_benchmark(study, dataset),
+    "tokenize_genome": lambda study, genome, dataset, model: _tokenize_genome(study, genome),
+    "tokenize_benchmark": lambda study, genome, dataset, model: _tokenize_benchmark(study, dataset),
+    "pretrain": lambda study, genome, dataset, model: _pretrain(study, model),
+    "finetune": lambda study, genome, dataset, model: _finetune(study, dataset, model),
+    "evaluate_markov": lambda study, genome, dataset, model: _evaluate_markov(study),
+    "evaluate_language": lambda study, genome, dataset, model: _evaluate_language(study, model),
+    "evaluate_controls": lambda study, genome, dataset, model: _evaluate_controls(study, dataset),
+    "evaluate_classification": lambda study, genome, dataset, model: _evaluate_classification(study, dataset, model),
+    "report": lambda study, genome, dataset, model: _report(study),
 }

@@ -6,7 +6,7 @@ Unknown keys are refused and every section is frozen. `config/README.md` is gene
 from __future__ import annotations
 
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -137,8 +137,9 @@ class CausalConv(Section):
     dilation: int = Field(1, ge=1)
 
 
-MIXER_OPTIONS: dict[str, type[Section]] = {"titans_lmm": TitansLMM, "attention": Attention, "causal_conv": CausalConv}
-Layer = Annotated[TitansLMM | Attention | CausalConv, Field(discriminator="mixer")]
+AnyMixer = TitansLMM | Attention | CausalConv
+MIXER_OPTIONS: dict[str, type[Section]] = {section.model_fields["mixer"].default: section for section in get_args(AnyMixer)}
+Layer = Annotated[AnyMixer, Field(discriminator="mixer")]
 
 
 class SequenceModel(Section):
@@ -210,7 +211,9 @@ class Finetune(Section):
     validation_fraction: float = Field(
         0.1, gt=0, lt=1, description="of train, by a hash of the sequence; unused where the benchmark has a dev part"
     )
-    reverse_complement: bool = Field(True, description="augmentation on benchmarks that are not stranded")
+    reverse_complement: bool = Field(
+        True, description="on benchmarks that are not stranded: flip at random in training, average both strands in validation and test"
+    )
     precision: Literal["float32", "bfloat16"] = "float32"
 
 
@@ -227,7 +230,6 @@ class Evaluate(Section):
     overlap_kmer: int = Field(
         32, ge=8, le=32, description="a test sequence that shares one k-mer of this size with train counts as a near duplicate"
     )
-    reverse_complement: bool = Field(True, description="average both strands' probabilities on benchmarks that are not stranded")
     batch_size: int = Field(64, ge=1)
     bootstrap_samples: int = Field(1000, ge=10)
     confidence: float = Field(0.95, gt=0.5, lt=1)
@@ -275,9 +277,21 @@ class Study(Section):
                     raise ValueError(
                         f"genomes: no chromosome is held out for {role}, and pretraining needs one; name it under genomes.<name>.{role}"
                     )
+        self._check_context()
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError("seeds: a seed stands twice")
         return self
+
+    def _check_context(self) -> None:
+        """Refuses to score attention at distances that it was not trained on: that would measure the positions, not the model."""
+        trained, scored = self.pretrain.context_bp, self.evaluate.context_bp
+        for name in self.pretrained_models if scored > trained else ():
+            layers = getattr(self.models[name], "layers", ())
+            if any(isinstance(layer, Attention) and layer.window is None for layer in layers):
+                raise ValueError(
+                    f"evaluate.context_bp: {scored} is more than pretrain.context_bp {trained}, and the attention of models.{name}"
+                    " was trained on no such distance; lower it, or give the attention a window"
+                )
 
     @property
     def pretrained_models(self) -> list[str]:

@@ -24,11 +24,13 @@ from typing import Any
 
 import numpy as np
 
+from genomem.config import Study, stage_digest
 from genomem.data.sequence_files import PARTS, ClassSequences, read_parts
-from genomem.data.store import MANIFEST, atomic_store, check_size, read_manifest
+from genomem.data.store import MANIFEST, atomic_store, check_digest, check_size, read_manifest
 from genomem.data.tokenizer import reverse_complement, to_bases
 from genomem.errors import GenomemError
 from genomem.files import write_json
+from genomem.layout import Layout
 
 SCHEMA = 1
 SEQUENCES = "sequences.u8"
@@ -86,7 +88,18 @@ class Benchmark:
         return LabelledSequences([bases[start:end] for start, end in zip(starts, ends, strict=True)], self._labels[chosen])
 
 
-def tokenize_benchmark(source: Path, store: Path, *, name: str, max_length_bp: int | None) -> dict[str, Any]:
+def open_benchmark(study: Study, name: str) -> Benchmark:
+    """Opens the store of a benchmark of the study.
+
+    Raises:
+        GenomemError: There is no store, it is damaged, or it was made for another version of the study.
+    """
+    benchmark = Benchmark(Layout(study).benchmark_store(name))
+    check_digest(benchmark.path, benchmark.manifest, stage_digest(study, "tokenize_benchmark", dataset=name), f"--dataset {name}")
+    return benchmark
+
+
+def tokenize_benchmark(source: Path, store: Path, *, name: str, max_length_bp: int | None, digest: str = "") -> dict[str, Any]:
     """Writes a benchmark as a store and returns its manifest. An old store is replaced, or kept on any error.
 
     Args:
@@ -94,6 +107,7 @@ def tokenize_benchmark(source: Path, store: Path, *, name: str, max_length_bp: i
         store: Folder to write.
         name: Name of the benchmark in the study.
         max_length_bp: Longer sequences are cropped around their centre.
+        digest: `stage_digest` of the study, by which `open_benchmark` tells a store of another version of it.
 
     Raises:
         GenomemError: A part or a class is missing, or a file is faulty; the message names file and row.
@@ -107,6 +121,7 @@ def tokenize_benchmark(source: Path, store: Path, *, name: str, max_length_bp: i
         manifest = {
             "schema": SCHEMA,
             "name": name,
+            "digest": digest,
             "classes": classes,
             "counts": _counts(classes, labels, parts),
             "files": files,
@@ -115,6 +130,13 @@ def tokenize_benchmark(source: Path, store: Path, *, name: str, max_length_bp: i
         }
         write_json(folder / MANIFEST, manifest)
     return manifest
+
+
+def training_parts(benchmark: Benchmark, validation_fraction: float) -> tuple[LabelledSequences, LabelledSequences]:
+    """Returns what to train on and what to validate on: the benchmark's own dev part, else a share of train cut by hash."""
+    dev = benchmark.part("dev")
+    train = benchmark.part("train")
+    return (train, dev) if len(dev) else split_validation(train, validation_fraction)
 
 
 def split_validation(part: LabelledSequences, fraction: float) -> tuple[LabelledSequences, LabelledSequences]:

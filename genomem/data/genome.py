@@ -15,12 +15,14 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from genomem.config import Study, stage_digest
 from genomem.data.fasta import BLOCK_BYTES, combine_sha256, read_fasta, record_sha256
 from genomem.data.intervals import Interval
-from genomem.data.store import MANIFEST, atomic_store, check_size, read_manifest
+from genomem.data.store import MANIFEST, atomic_store, check_digest, check_size, read_manifest
 from genomem.data.tokenizer import AMBIGUITY_CODES, is_soft_masked, reverse_complement, to_bases
 from genomem.errors import GenomemError
 from genomem.files import sha256_file, write_json
+from genomem.layout import Layout
 from genomem.progress import track
 
 SCHEMA = 1
@@ -36,6 +38,7 @@ def tokenize_genome(
     validation: Iterable[str] = (),
     test: Iterable[str] = (),
     exclude: Iterable[str] = (),
+    digest: str = "",
 ) -> dict[str, Any]:
     """Writes a FASTA as a store and returns its manifest. An old store is replaced, or kept on any error.
 
@@ -49,6 +52,7 @@ def tokenize_genome(
         validation: Chromosomes held out for validation: names, or patterns such as ``chrUn_*``.
         test: Chromosomes held out for the final evaluation, likewise.
         exclude: Chromosomes left out of the store, likewise.
+        digest: `stage_digest` of the study, by which `open_genome` tells a store of another version of it.
 
     Raises:
         GenomemError: The FASTA is faulty, or lacks a chromosome that is held out or excluded.
@@ -60,6 +64,7 @@ def tokenize_genome(
         manifest = {
             "schema": SCHEMA,
             "name": name,
+            "digest": digest,
             "source": fasta.name,
             "source_sha256": sha256_file(fasta),
             "sequence_sha256": combine_sha256(rows),
@@ -132,6 +137,17 @@ class Genome:
             held_out = {*self.manifest["validation"], *self.manifest["test"]}
             return tuple(name for name in self.names if name not in held_out)
         return tuple(name for name in self.names if name in self.manifest[role])
+
+
+def open_genome(study: Study, name: str) -> Genome:
+    """Opens the store of a genome of the study.
+
+    Raises:
+        GenomemError: There is no store, it is damaged, or it was made for another version of the study.
+    """
+    genome = Genome(Layout(study).genome_store(name))
+    check_digest(genome.path, genome.manifest, stage_digest(study, "tokenize_genome", genome=name), f"--genome {name}")
+    return genome
 
 
 def _write_bases(fasta: Path, path: Path, name: str, exclude: list[str]) -> tuple[list[dict[str, Any]], list[tuple[str, int, str]]]:

@@ -51,6 +51,16 @@ def read_manifest(store: Path, schema: int) -> dict[str, Any]:
     return manifest
 
 
+def check_digest(store: Path, manifest: dict[str, Any], digest: str, option: str) -> None:
+    """Raises a `GenomemError` unless the manifest has this stage digest.
+
+    Args:
+        option: What makes the store anew with `genomem tokenize STUDY`, such as ``--genome yeast``.
+    """
+    if manifest.get("digest") != digest:
+        raise GenomemError(f"{store}: made for another version of the study; run `genomem tokenize STUDY {option}` again")
+
+
 def check_size(path: Path, expected_bytes: int) -> None:
     """Raises a `GenomemError` unless the file has exactly that many bytes."""
     found = path.stat().st_size if path.is_file() else None

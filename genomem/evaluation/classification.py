@@ -3,33 +3,32 @@
 from __future__ import annotations
 
 import numpy as np
-from accelerate import Accelerator
 
 from genomem.config import Study, stage_digest
-from genomem.data.benchmark import Benchmark
+from genomem.data.benchmark import open_benchmark
 from genomem.layout import Layout
 from genomem.metrics import METRICS, bootstrap, score
 from genomem.models import count_parameters
 from genomem.progress import track
 from genomem.record import RunRecord, Stopwatch, describe_environment
 from genomem.training.checkpoint import load_weights
-from genomem.training.device import describe_device
+from genomem.training.device import build_accelerator, describe_device
 from genomem.training.finetune import classifier, predict
-from genomem.training.pretrain import MIXED_PRECISION
 
 
 def evaluate_classification(study: Study, dataset: str, name: str) -> None:
     """Scores the test part with each seed's weights and writes mean, spread over seeds, and bootstrap intervals."""
     watch = Stopwatch()
     layout, settings, section = Layout(study), study.evaluate, study.benchmarks[dataset]
-    accelerator = Accelerator(mixed_precision=MIXED_PRECISION[study.finetune.precision])
-    benchmark = Benchmark(layout.benchmark_store(dataset))
+    accelerator = build_accelerator(study.finetune.precision, single_process="evaluate")
+    benchmark = open_benchmark(study, dataset)
     test = benchmark.part("test")
     model = accelerator.prepare(classifier(study, name, benchmark))
-    both_strands = settings.reverse_complement and not section.stranded
+    both_strands = study.finetune.reverse_complement and not section.stranded
+    digest = stage_digest(study, "finetune", dataset=dataset, model=name)
     probabilities = []
     for seed in track(study.seeds, f"evaluate {name} on {dataset}", unit="seeds"):
-        load_weights(layout.finetuned(dataset, name, seed), accelerator.unwrap_model(model))
+        load_weights(layout.finetuned(dataset, name, seed), accelerator.unwrap_model(model), stage="finetune", digest=digest)
         probabilities.append(predict(model, test, device=accelerator.device, batch_size=settings.batch_size, both_strands=both_strands))
     seeds = [{"seed": seed, **score(test.labels, p)} for seed, p in zip(study.seeds, probabilities, strict=True)]
     by_metric = {metric: np.array([row[metric] for row in seeds]) for metric in METRICS}

@@ -5,20 +5,19 @@ from __future__ import annotations
 from functools import partial
 
 import numpy as np
-from accelerate import Accelerator
 
 from genomem.config import Study, stage_digest
-from genomem.data.genome import Genome
+from genomem.data.genome import open_genome
 from genomem.data.tokenizer import VOCAB_SIZE
 from genomem.errors import GenomemError
+from genomem.evaluation.kmers import UNKNOWN, base_codes
 from genomem.evaluation.markov import POSITION_CLASSES, SCORED
 from genomem.layout import Layout
 from genomem.models import build_model, count_parameters
 from genomem.progress import track
 from genomem.record import RunRecord, Stopwatch, describe_environment
 from genomem.training.checkpoint import load_weights
-from genomem.training.device import describe_device
-from genomem.training.pretrain import MIXED_PRECISION
+from genomem.training.device import build_accelerator, describe_device
 from genomem.training.scoring import score_chromosome
 
 # Neighbouring bases are not independent: the interval resamples blocks of this many.
@@ -33,20 +32,18 @@ def evaluate_language(study: Study, name: str) -> None:
     """
     watch = Stopwatch()
     layout, settings = Layout(study), study.evaluate
-    accelerator = Accelerator(mixed_precision=MIXED_PRECISION[study.pretrain.precision])
+    accelerator = build_accelerator(study.pretrain.precision, single_process="evaluate")
     model = build_model(study.models[name], VOCAB_SIZE)
-    load_weights(layout.pretrained(name), model)
+    load_weights(layout.pretrained(name), model, stage="pretrain", digest=stage_digest(study, "pretrain", model=name))
     model = accelerator.prepare(model)
-    flags = _flags(layout)
-    stale = GenomemError(f"{layout.markov_scores}: scores other bases than the model; run `genomem evaluate markov` again")
+    markov, flags = _read_markov(study, layout)
     bits, chromosomes, data = [], {}, {}
     for key in study.genomes:
-        genome = Genome(layout.genome_store(key))
+        genome = open_genome(study, key)
         data[key] = genome.sequence_sha256
         for chrom in genome.chromosomes("test"):
             label = f"{key}:{chrom}"
-            if label not in flags:
-                raise stale
+            _check_positions(layout, label, genome.bases(chrom), flags)
             progress = partial(track, title=f"evaluate {name} on {key} {chrom}", unit="batches")
             chrom_bits = score_chromosome(
                 model,
@@ -56,13 +53,17 @@ def evaluate_language(study: Study, name: str) -> None:
                 device=accelerator.device,
                 track=progress,
             )
+            known_bits = chrom_bits[(flags[label] & SCORED) > 0]
+            if not np.isfinite(known_bits).all():
+                raise GenomemError(
+                    f"{layout.pretrained(name)}: model {name} gives probabilities that are not finite on {label}; "
+                    "pretrain it again, with a lower pretrain.learning_rate"
+                )
             bits.append((chrom_bits, flags[label]))
-            if np.isfinite(chrom_bits).any():
-                chromosomes[label] = float(np.nanmean(chrom_bits))
+            if len(known_bits):
+                chromosomes[label] = float(known_bits.mean(dtype=np.float64))
     pooled, marks = (np.concatenate(parts) for parts in zip(*bits, strict=True))
     scored = (marks & SCORED) > 0
-    if not np.array_equal(np.isfinite(pooled), scored):
-        raise stale
     classes = {label: scored & select(marks) for label, select in POSITION_CLASSES.items()}
     means = {label: float(pooled[rows].mean(dtype=np.float64)) if rows.any() else None for label, rows in classes.items()}
     result = {
@@ -81,7 +82,7 @@ def evaluate_language(study: Study, name: str) -> None:
         study=study.name,
         digest=stage_digest(study, "evaluate_language", model=name),
         keys={"model": name},
-        result={**result, "margin": _margin(layout, means)},
+        result={**result, "margin": _margin(markov, means)},
         data=data,
         environment=describe_environment(describe_device(accelerator.device)),
         run=watch.run(),
@@ -89,17 +90,30 @@ def evaluate_language(study: Study, name: str) -> None:
     record.write(layout.language(name))
 
 
-def _flags(layout: Layout) -> dict[str, np.ndarray]:
+def _read_markov(study: Study, layout: Layout) -> tuple[RunRecord, dict[str, np.ndarray]]:
+    """Returns the record of the Markov models and the flags of each base."""
     try:
         with np.load(layout.markov_scores, allow_pickle=False) as arrays:
-            return dict(arrays)
+            flags = dict(arrays)
     except (OSError, ValueError):
         raise GenomemError(f"{layout.markov_scores}: missing or damaged; run `genomem evaluate markov` first") from None
+    record = RunRecord.read(layout.markov)
+    if record.digest != stage_digest(study, "evaluate_markov"):
+        raise GenomemError(f"{layout.markov}: made for another version of the study; run `genomem evaluate markov` again")
+    return record, flags
 
 
-def _margin(layout: Layout, bits: dict[str, float | None]) -> dict[str, float]:
+def _check_positions(layout: Layout, label: str, bases: np.ndarray, flags: dict[str, np.ndarray]) -> None:
+    """Refuses Markov scores that are not of every known base but the first: then bits would be means over different bases."""
+    known = base_codes(bases) != UNKNOWN
+    known[:1] = False
+    if label not in flags or not np.array_equal((flags[label] & SCORED) > 0, known):
+        raise GenomemError(f"{layout.markov_scores}: scores other bases of {label} than the model; run `genomem evaluate markov` again")
+
+
+def _margin(markov: RunRecord, bits: dict[str, float | None]) -> dict[str, float]:
     """Returns how far the model lies under the best plain Markov model, in bits per base; negative when it lies above."""
-    plain = [row for row in RunRecord.read(layout.markov).result["models"] if row["kind"] == "plain"]
+    plain = [row for row in markov.result["models"] if row["kind"] == "plain"]
     return {label: min(row["bits"][label] for row in plain) - value for label in ("all", "unmasked") if (value := bits[label]) is not None}
 
 

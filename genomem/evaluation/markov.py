@@ -6,17 +6,17 @@ chromosomes are scored once, on the forward strand: every known base but the fir
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from genomem.config import Study, stage_digest
-from genomem.data.genome import Genome
+from genomem.data.genome import Genome, open_genome
 from genomem.data.tokenizer import is_soft_masked
 from genomem.errors import GenomemError
-from genomem.evaluation.kmers import UNKNOWN, join
+from genomem.evaluation.kmers import UNKNOWN, base_codes, join
 from genomem.evaluation.markov_models import MarkovModel, Positions, fit_markov
 from genomem.files import atomic_path
 from genomem.layout import Layout
@@ -34,6 +34,8 @@ POSITION_CLASSES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 """Classes of scored positions, told from their flags."""
 
 TUNING_POSITIONS = 2_000_000
+BLOCK_BP = 1_000_000
+MIN_BLOCKS = 100
 CHOICE_ORDER = 10
 
 
@@ -49,7 +51,7 @@ def evaluate_markov(study: Study) -> None:
         GenomemError: A genome is not tokenized yet, or no chromosome is left for training, validation or test.
     """
     stopwatch, layout, settings = Stopwatch(), Layout(study), study.evaluate
-    genomes = {name: Genome(layout.genome_store(name)) for name in study.genomes}
+    genomes = {name: open_genome(study, name) for name in study.genomes}
     _check_roles(study, genomes)
     pool = _Pool()
     scores: dict[str, np.ndarray] = {}
@@ -67,9 +69,11 @@ def evaluate_markov(study: Study) -> None:
         pool.add(name, fitted_on, models, flags[test.places])
         scores |= _by_chromosome(name, genome, flags)
     _write_scores(layout.markov_scores, scores)
+    training_bp = sum(_known_bp(_training_chromosomes(genomes)))
     result = pool.result() | {
-        "fitted_bp": fitted_bp.get("all") or sum(fitted_bp.values()),
-        "training_bp": sum(genome.lengths[chrom] for genome in genomes.values() for chrom in genome.chromosomes("train")),
+        # Genomes that chose differently share bases: their fits together never hold more than there is.
+        "fitted_bp": min(sum(fitted_bp.values()), training_bp),
+        "training_bp": training_bp,
         "chromosomes": {name: list(genome.chromosomes("test")) for name, genome in genomes.items() if genome.chromosomes("test")},
     }
     data = {name: genome.sequence_sha256 for name, genome in genomes.items()}
@@ -118,13 +122,40 @@ def _choose_training(name: str, genomes: dict[str, Genome], tuning: Positions, m
 
 
 def _training(genomes: dict[str, Genome], max_bp: int) -> np.ndarray:
-    """Returns the joined training chromosomes; above `max_bp`, the same leading share of each."""
-    chromosomes = [genome.bases(chrom) for genome in genomes.values() for chrom in genome.chromosomes("train")]
-    total = sum(map(len, chromosomes))
-    if total > max_bp:
-        say(f"markov: fits on {max_bp:,} of {total:,} training bases (evaluate.markov_max_bp)")
-        chromosomes = [bases[: len(bases) * max_bp // total] for bases in chromosomes]
-    return join(chromosomes)
+    """Returns the joined training chromosomes; above `max_bp` known bases, evenly spaced blocks of them."""
+    chromosomes = _training_chromosomes(genomes)
+    known_bp = _known_bp(chromosomes)
+    if sum(known_bp) <= max_bp:
+        return join(chromosomes)
+    say(f"markov: fits on {max_bp:,} of {sum(known_bp):,} training bases (evaluate.markov_max_bp)")
+    return join(_spread_blocks(chromosomes, known_bp, max_bp))
+
+
+def _training_chromosomes(genomes: dict[str, Genome]) -> list[np.ndarray]:
+    return [genome.bases(chrom) for genome in genomes.values() for chrom in genome.chromosomes("train")]
+
+
+def _known_bp(chromosomes: list[np.ndarray]) -> list[int]:
+    """Returns how many A, C, G and T each chromosome holds."""
+    return [int(np.count_nonzero(base_codes(bases) != UNKNOWN)) for bases in chromosomes]
+
+
+def _spread_blocks(chromosomes: list[np.ndarray], known_bp: list[int], max_bp: int) -> Iterator[np.ndarray]:
+    """Yields about `max_bp` known bases as blocks at even steps along the known bases of all chromosomes.
+
+    A block has `BLOCK_BP` known bases, or fewer where there would not be `MIN_BLOCKS` of them; unknown bases between
+    are kept. One that runs over the end of a chromosome is yielded in two pieces.
+    """
+    block_bp = min(BLOCK_BP, max(max_bp // MIN_BLOCKS, 1))
+    blocks, total = max_bp // block_bp, sum(known_bp)
+    starts = np.arange(blocks) * total // blocks + (total // blocks - block_bp) // 2
+    for bases, size in zip(chromosomes, known_bp, strict=True):
+        known = np.cumsum(base_codes(bases) != UNKNOWN)
+        firsts, lasts = np.clip(starts, 0, size), np.clip(starts + block_bp, 0, size)
+        for first, last in zip(firsts, lasts, strict=True):
+            if first < last:
+                yield bases[np.searchsorted(known, first + 1) : np.searchsorted(known, last) + 1]
+        starts -= size
 
 
 def _flags(genome: Genome, test: Positions, sure: np.ndarray) -> np.ndarray:

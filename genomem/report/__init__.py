@@ -3,6 +3,7 @@
 collect.py      reads and checks the records; everything after it works on its `Findings`
 tables.py       what a table is: columns that know their format, rows of plain values
 language.py     language modelling: bits per base against Markov models
+composition.py  what the neural models are made of
 benchmarks.py   classification against controls and leaks
 provenance.py   what was run, on what, for how long, and the commands that do it again
 summary.py      the paragraph in words, with the headline numbers

@@ -145,8 +145,8 @@ def data_sentences(findings: Findings, dataset: str) -> list[str]:
         f"{leak['overlap_kmer']}-mer with it, on either strand. Within train, {percent(leak['train_duplicates'])} are duplicates."
     )
     trained = max(record.result["train_sequences"] for (name, _, _), record in findings.finetuning.items() if name == dataset)
-    fitted = result.get("fitted_sequences", trained)
-    fit = [f"The length and k-mer controls were fitted on {fitted:,} sequences, the models on {trained:,}."] if fitted < trained else []
+    fitted = result["kmer_sequences"]
+    fit = [f"The k-mer control was fitted on {fitted:,} sequences, the models on {trained:,}."] if fitted < trained else []
     return [f"{len(result['classes'])} classes; sequences {lengths}. {strand}{crop}", " ".join([leaks, *fit])]
 
 

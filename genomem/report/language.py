@@ -10,6 +10,8 @@ from genomem.report.tables import Column, Row, Table, count, duration, fixed, me
 NEURAL, BACKOFF, PLAIN = "Neural models", "Markov models with back-off", "Plain Markov models"
 BITS = {"all": "All positions", "unmasked": "Unmasked", "repeat": "Repeats", "sure": "Sure positions", "unsure": "Other positions"}
 
+CLEAR_SHARE = 0.95
+
 
 def markov_models(findings: Findings, kind: str) -> list[dict[str, Any]]:
     """Returns the Markov models of a kind, ``plain`` or ``backoff``, by rising order."""
@@ -27,15 +29,9 @@ def ranked_models(findings: Findings) -> list[str]:
     return sorted(findings.language, key=lambda model: findings.language[model].result["bits"]["all"])
 
 
-def margin(findings: Findings, bits: float) -> float | None:
-    """Returns how many bits per base `bits` lies below the best plain Markov model, over all positions."""
-    best = best_markov(findings, "plain")
-    return None if best is None else best["bits"]["all"] - bits
-
-
 def test_chromosomes(findings: Findings) -> list[str]:
     """Returns the held-out chromosomes as ``genome:chromosome``."""
-    return [f"{genome}:{name}" for genome, section in findings.study.genomes.items() for name in section.test]
+    return [f"{genome}:{name}" for genome, manifest in findings.genomes.items() for name in manifest["test"]]
 
 
 def position_shares(findings: Findings) -> dict[str, float]:
@@ -54,15 +50,16 @@ def bits_rows(findings: Findings) -> list[Row]:
     rows = []
     for name in ranked_models(findings):
         result = findings.language[name].result
-        rows.append(_row(findings, NEURAL, name, result["parameters"], result["bits"]) | {"interval": result["interval"]["all"]})
+        compared = {"interval": result["interval"]["all"], "margin": result["margin"]["all"]}
+        rows.append(_row(NEURAL, name, result["parameters"], result["bits"]) | compared)
     for kind, group in (("backoff", BACKOFF), ("plain", PLAIN)):
         for model in markov_models(findings, kind):
-            rows.append(_row(findings, group, model["name"], model["contexts"], model["bits"]))
+            rows.append(_row(group, model["name"], model["contexts"], model["bits"]))
     return rows
 
 
-def _row(findings: Findings, group: str, name: str, size: int, bits: dict[str, Any]) -> Row:
-    return {"group": group, "model": name, "size": size, "margin": margin(findings, bits["all"]), **{kind: bits.get(kind) for kind in BITS}}
+def _row(group: str, name: str, size: int, bits: dict[str, Any]) -> Row:
+    return {"group": group, "model": name, "size": size, **{kind: bits.get(kind) for kind in BITS}}
 
 
 def bits_table(findings: Findings) -> Table:
@@ -95,10 +92,13 @@ def pretraining_table(findings: Findings) -> Table:
     rows = []
     for model, record in findings.pretraining.items():
         known = record.result | record.run
-        run = {"wall": known.get("wall_seconds"), "memory": known.get("peak_memory_bytes")}
+        resumed = known.get("resumed_from_step") or None
+        run = {"wall": known.get("wall_seconds"), "memory": known.get("peak_memory_bytes"), "resumed": resumed}
         rows.append({"model": model, **run, **{key: known.get(key) for key in _PRETRAINING}})
     columns = [text_column("model", "Model"), *(Column(key, title, show) for key, (title, show) in _PRETRAINING.items())]
     columns += [Column("wall", "Wall time", duration), Column("memory", "Peak memory", memory)]
+    if any(row["resumed"] for row in rows):
+        columns.append(Column("resumed", "Last resumed from step", count))
     return Table("pretraining", "How the models were pretrained, one run each.", columns, rows)
 
 
@@ -106,15 +106,36 @@ _PRETRAINING = {
     "parameters": ("Parameters", count),
     "steps": ("Steps", count),
     "tokens": ("Tokens", count),
-    "best_validation_bits": ("Best validation, bits per base", fixed(4)),
+    "final_validation_bits": ("Validation at the end, bits per base", fixed(4)),
     "tokens_per_second": ("Tokens per second", count),
     "processes": ("Processes", count),
 }
 
 
+def training_sentence(findings: Findings) -> str:
+    """Returns how many of the training bases the Markov models count words in."""
+    fitted, total, is_cut = _fit(findings)
+    if not is_cut:
+        return f"The Markov models count words in {fitted:,} training bases."
+    return f"The Markov models count words in {fitted:,} of {total:,} training bases, taken as evenly spaced blocks."
+
+
+def _fit(findings: Findings) -> tuple[int, int, bool]:
+    """Returns the bases that Markov models were fitted on, all training bases, and whether the study's cap keeps the two well apart."""
+    assert findings.markov is not None, "a study with a pretrained model has Markov models beside it"
+    fitted, total = findings.markov.result["fitted_bp"], findings.markov.result["training_bp"]
+    return fitted, total, total > findings.study.evaluate.markov_max_bp and fitted < CLEAR_SHARE * total
+
+
 def language_warnings(findings: Findings) -> list[str]:
     """Returns a sentence for each reason not to take the comparison at its face."""
     warnings = []
+    fitted, total, is_cut = _fit(findings) if findings.markov else (0, 0, False)
+    if is_cut:
+        warnings.append(
+            f"The Markov models were fitted on {fitted:,} of {total:,} training bases (evaluate.markov_max_bp): "
+            "they are weaker than they could be, above all on repeats."
+        )
     best = best_markov(findings, "plain")
     for model in ranked_models(findings):
         result = findings.language[model].result

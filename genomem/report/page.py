@@ -10,6 +10,7 @@ import jinja2
 from genomem.config import dump_study, stage_digest
 from genomem.report import benchmarks, language, plots, provenance
 from genomem.report.collect import Findings
+from genomem.report.composition import model_sentences
 from genomem.report.summary import simulation_notice, summary
 from genomem.report.tables import Table
 
@@ -41,6 +42,7 @@ class Page:
             "digest": stage_digest(findings.study, "report"),
             "is_simulated": findings.study.is_simulated,
             "summary": summary(findings),
+            "models": model_sentences(findings),
             "warnings": _warnings(findings),
             "tables": {name: table.data() for name, table in self._tables.items()},
         }
@@ -59,7 +61,8 @@ class Page:
             "language_plots": [plots.bits_plot(findings), plots.pretraining_plot(findings)] if findings.language else [],
             "language_warnings": language.language_warnings(findings),
             "test_chromosomes": language.test_chromosomes(findings),
-            "fitted_bp": findings.markov.result["fitted_bp"] if findings.markov else None,
+            "training_sentence": language.training_sentence(findings) if findings.markov else "",
+            "model_sentences": model_sentences(findings),
             "provenance_warnings": provenance.provenance_warnings(findings),
             "workflow_commands": provenance.workflow_commands(findings, self._study_path),
             "stage_commands": provenance.stage_commands(findings, self._study_path),

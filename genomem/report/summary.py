@@ -46,10 +46,10 @@ def _language(findings: Findings) -> list[str]:
 
 
 def _rivals(findings: Findings) -> list[tuple[dict, str]]:
-    """The Markov models that the headline is held against: the best plain one and the deepest with back-off."""
-    plain, backoff = language.best_markov(findings, "plain"), language.markov_models(findings, "backoff")
-    rivals = [(plain, "the best plain Markov model (order {order})")] if plain else []
-    return rivals + ([(backoff[-1], "order-{order} back-off")] if backoff else [])
+    """The Markov models that the headline is held against: the best plain one and the best with back-off."""
+    labels = {"plain": "the best plain Markov model (order {order})", "backoff": "the best back-off model (order {order})"}
+    rivals = [(language.best_markov(findings, kind), label) for kind, label in labels.items()]
+    return [(model, label) for model, label in rivals if model]
 
 
 def _gap(bits: float, rival: float) -> str:

@@ -38,17 +38,21 @@ def save_weights(folder: Path, model: nn.Module, config: Section, **facts: Any) 
     write_json(folder / "model.json", {"config": config.model_dump(mode="json"), **facts})
 
 
-def load_weights(folder: Path, model: nn.Module, *, only: str = "") -> None:
+def load_weights(folder: Path, model: nn.Module, *, stage: str, digest: str, only: str = "") -> None:
     """Loads `model.safetensors` into a model of the same shape.
 
     Args:
+        stage: The verb that writes these weights, "pretrain" or "finetune".
+        digest: `stage_digest` of that stage in the study.
         only: Prefix of the names to load, such as ``"backbone."``; the rest of the model stays as it is.
 
     Raises:
-        GenomemError: The file is missing or damaged, or does not fit the model.
+        GenomemError: The file is missing or damaged, was made for another version of the study, or does not fit the model.
     """
     path = folder / "model.safetensors"
     weights = {name: x for name, x in _load(path).items() if name.startswith(only)}
+    if read_json(folder / "model.json").get("digest") != digest:
+        raise GenomemError(f"{path}: made for another version of the study; run `genomem {stage}` again")
     wanted = {name for name in model.state_dict() if name.startswith(only)}
     if set(weights) != wanted:
         odd = sorted(set(weights) ^ wanted)[0]
@@ -73,7 +77,8 @@ class Checkpoints:
     """The checkpoints of one run.
 
     Attributes:
-        folder: Of this run alone; its name holds the stage digest, so a changed study never resumes from another's.
+        folder: Of this run alone, in the folder of its model. Its name is the stage digest, so a changed study never resumes
+            from another's.
         data: Genome -> digest of its bases; a checkpoint made from other bases is refused.
     """
 
@@ -124,8 +129,8 @@ class Checkpoints:
         return 0, []
 
     def clear(self) -> None:
-        """Removes the checkpoints of a finished run."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        """Removes the checkpoints of a finished run, and those that former versions of the study left of the same model."""
+        shutil.rmtree(self.folder.parent, ignore_errors=True)
 
     def _steps(self) -> list[Path]:
         return sorted(self.folder.glob("step-*"))

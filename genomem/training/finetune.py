@@ -9,24 +9,22 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from accelerate import Accelerator
 from torch import Tensor, nn
 
 from genomem.config import Study, stage_digest
 from genomem.data.batches import labelled_batch, shuffled_rows
-from genomem.data.benchmark import Benchmark, LabelledSequences, split_validation
+from genomem.data.benchmark import Benchmark, LabelledSequences, open_benchmark, training_parts
 from genomem.data.tokenizer import VOCAB_SIZE
 from genomem.errors import GenomemError
-from genomem.files import check_folder
+from genomem.files import check_folder, write_json_lines
 from genomem.layout import Layout
 from genomem.metrics import score
 from genomem.models import build_classifier, count_parameters
 from genomem.progress import track
 from genomem.record import RunRecord, Stopwatch, describe_environment
 from genomem.training.checkpoint import load_weights, save_weights, weights_sha256
-from genomem.training.device import describe_device
+from genomem.training.device import build_accelerator, describe_device
 from genomem.training.optimizer import build_optimizer, set_learning_rate, warmup_cosine
-from genomem.training.pretrain import MIXED_PRECISION, write_log
 
 VALIDATION_BATCH = 128
 
@@ -50,13 +48,14 @@ class Finetuning:
         self.study, self.dataset, self.name, self.seed, self.settings = study, dataset, name, seed, study.finetune
         self.section, self.layout = study.benchmarks[dataset], Layout(study)
         check_folder(self.layout.finetuned(dataset, name, seed))
-        self.accelerator = Accelerator(mixed_precision=MIXED_PRECISION[self.settings.precision])
-        self.benchmark = Benchmark(self.layout.benchmark_store(dataset))
+        self.accelerator = build_accelerator(self.settings.precision, single_process="finetune")
+        self.benchmark = open_benchmark(study, dataset)
         self.training, self.validation = training_parts(self.benchmark, self.settings.validation_fraction)
         torch.manual_seed(seed)
         model = classifier(study, name, self.benchmark)
         if study.models[name].pretrain:
-            load_weights(self.layout.pretrained(name), model, only="backbone.")
+            digest = stage_digest(study, "pretrain", model=name)
+            load_weights(self.layout.pretrained(name), model, stage="pretrain", digest=digest, only="backbone.")
         optimizer = build_optimizer(model, learning_rate=self.settings.learning_rate, weight_decay=self.settings.weight_decay)
         self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
         self.flips = self.settings.reverse_complement and not self.section.stranded
@@ -125,7 +124,7 @@ class Finetuning:
         save_weights(
             folder, model, self.study.models[self.name], vocab_size=VOCAB_SIZE, classes=list(self.benchmark.classes), digest=digest
         )
-        write_log(folder / "metrics.jsonl", self.log)
+        write_json_lines(folder / "metrics.jsonl", self.log)
         record = RunRecord(
             stage="finetune",
             study=self.study.name,
@@ -146,13 +145,6 @@ class Finetuning:
             run=watch.run(),
         )
         record.write(folder / "record.json")
-
-
-def training_parts(benchmark: Benchmark, validation_fraction: float) -> tuple[LabelledSequences, LabelledSequences]:
-    """Returns what to train on and what to validate on: the benchmark's own dev part, else a share of train cut by hash."""
-    dev = benchmark.part("dev")
-    train = benchmark.part("train")
-    return (train, dev) if len(dev) else split_validation(train, validation_fraction)
 
 
 def classifier(study: Study, name: str, benchmark: Benchmark) -> nn.Module:

@@ -3,36 +3,32 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 import time
 from collections.abc import Iterable
-from pathlib import Path
-from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
-from accelerate import Accelerator
 from torch import Tensor, nn
 
 from genomem.config import Study, stage_digest
 from genomem.data.batches import BASES, LanguageBatch, WindowSampler, language_batch
-from genomem.data.genome import Genome
+from genomem.data.genome import open_genome
 from genomem.data.tokenizer import VOCAB_SIZE
 from genomem.errors import GenomemError
-from genomem.files import atomic_path, check_folder
+from genomem.files import check_folder, write_json_lines
 from genomem.layout import Layout
 from genomem.models import build_model, count_parameters
 from genomem.progress import track
 from genomem.record import RunRecord, Stopwatch, describe_environment
 from genomem.training.checkpoint import Checkpoints, save_weights, weights_sha256
-from genomem.training.device import describe_device
+from genomem.training.device import build_accelerator, describe_device
 from genomem.training.interruption import StopRequest, stop_on_signals
 from genomem.training.optimizer import build_optimizer, set_learning_rate, warmup_cosine
 from genomem.training.scoring import spaced_windows, window_bits_per_base
 
 LOG_EVERY = 25
-MIXED_PRECISION = {"float32": "no", "bfloat16": "bf16"}
 
 
 def pretrain(study: Study, name: str) -> None:
@@ -60,7 +56,7 @@ class Pretraining:
     def __init__(self, study: Study, name: str) -> None:
         self.study, self.name, self.settings = study, name, study.pretrain
         self.layout = Layout(study)
-        self.accelerator = Accelerator(mixed_precision=MIXED_PRECISION[self.settings.precision])
+        self.accelerator = build_accelerator(self.settings.precision)
         self.parts = self.accelerator.num_processes * self.settings.accumulation
         if self.settings.batch_size % self.parts:
             raise GenomemError(
@@ -69,7 +65,7 @@ class Pretraining:
             )
         for folder in (self.layout.pretrained(name), self.layout.checkpoints(name)):
             check_folder(folder)
-        self.genomes = {key: Genome(self.layout.genome_store(key)) for key in study.genomes}
+        self.genomes = {key: open_genome(study, key) for key in study.genomes}
         self.data = {key: genome.sequence_sha256 for key, genome in self.genomes.items()}
         self.digest = stage_digest(study, "pretrain", model=name)
         self.sampler = WindowSampler(
@@ -92,6 +88,7 @@ class Pretraining:
         )
         self.checkpoints = Checkpoints(self.layout.checkpoints(name) / self.digest, self.data)
         self.resumed_from, self.log = self.checkpoints.restore(model, optimizer)
+        self.seconds_before = self.log[-1]["seconds"] if self.log else 0.0
         self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
 
     @property
@@ -101,7 +98,7 @@ class Pretraining:
 
     def train(self, stop: StopRequest) -> None:
         """Runs the steps that are left."""
-        began, seconds_before = time.monotonic(), self.log[-1].get("seconds", 0.0) if self.log else 0.0
+        began = time.monotonic() - self.seconds_before
         steps: Iterable[int] = range(self.resumed_from, self.settings.steps)
         if self.accelerator.is_main_process:
             steps = track(
@@ -112,15 +109,15 @@ class Pretraining:
             done = step + 1
             last = done == self.settings.steps
             if done % LOG_EVERY == 0 or last:
-                seconds = round(seconds_before + time.monotonic() - began, 2)
+                seconds = round(time.monotonic() - began, 2)
                 self._write_log(done, train_bits=loss.item() / math.log(2), learning_rate=rate, gradient_norm=norm.item(), seconds=seconds)
             if done % self.settings.validate_every == 0 or last:
-                self._write_log(done, validation_bits=self._validation_bits(), seconds=round(seconds_before + time.monotonic() - began, 2))
+                self._write_log(done, validation_bits=self._validation_bits(), seconds=round(time.monotonic() - began, 2))
             if done % self.settings.checkpoint_every == 0 and not last:
                 self._save(done)
             if self._should_stop(stop) and not last:
                 self._save(done)
-                raise KeyboardInterrupt
+                raise KeyboardInterrupt(f"step {done} is saved; the same command goes on from there")
 
     def _step(self, step: int) -> tuple[Tensor, Tensor, float]:
         """Takes one optimiser step; returns the loss in nats a base over the global batch, the gradient norm and the learning rate."""
@@ -159,14 +156,18 @@ class Pretraining:
         return (nats * batch.weights.flatten()).sum()
 
     def _validation_bits(self) -> float:
-        """Returns bits per base over the second half of each validation window."""
+        """Returns bits per base over the second half of each validation window; processes share the windows."""
         self.bare_model.eval()
-        chunks = [self.validation[i : i + 64] for i in range(0, len(self.validation), 64)]
-        half = self.settings.context_bp // 2
-        bits = torch.cat(
-            [torch.from_numpy(window_bits_per_base(self.bare_model, chunk, self.accelerator.device)[:, half:]) for chunk in chunks]
-        )
-        return bits.nanmean().item()
+        size, rank = max(1, self.settings.batch_size // self.parts), self.accelerator.process_index
+        chunks = [self.validation[start : start + size] for start in range(0, len(self.validation), size)]
+        total = torch.zeros(2, dtype=torch.float64, device=self.accelerator.device)
+        for chunk in chunks[rank :: self.accelerator.num_processes]:
+            bits = window_bits_per_base(self.bare_model, chunk, self.accelerator.device)[:, self.settings.context_bp // 2 :]
+            total += torch.tensor([np.nansum(bits, dtype=np.float64), np.isfinite(bits).sum()], device=total.device)
+        bits_sum, count = self.accelerator.reduce(total, reduction="sum").tolist()
+        if not count:
+            raise GenomemError("genomes: the validation chromosomes hold nothing but N where pretraining looks; hold out another one")
+        return bits_sum / count
 
     def _write_log(self, step: int, **values: float) -> None:
         tokens = step * self.settings.batch_size * self.settings.context_bp
@@ -199,7 +200,7 @@ class Pretraining:
         """Writes weights, metrics and, last, the record; then the checkpoints are no longer needed."""
         folder = self.layout.pretrained(self.name)
         save_weights(folder, self.bare_model, self.study.models[self.name], vocab_size=VOCAB_SIZE, digest=self.digest)
-        write_log(folder / "metrics.jsonl", self.log)
+        write_json_lines(folder / "metrics.jsonl", self.log)
         validations = [row["validation_bits"] for row in self.log if "validation_bits" in row]
         result = {
             "parameters": count_parameters(self.bare_model),
@@ -211,6 +212,8 @@ class Pretraining:
             "weights_sha256": weights_sha256(self.bare_model),
             "processes": self.accelerator.num_processes,
         }
+        run = watch.run()
+        run["wall_seconds"] += self.seconds_before
         record = RunRecord(
             stage="pretrain",
             study=self.study.name,
@@ -219,13 +222,7 @@ class Pretraining:
             result=result,
             data=self.data,
             environment=describe_environment(describe_device(self.accelerator.device)),
-            run={**watch.run(), "tokens_per_second": round(self._tokens_per_second()), "resumed_from_step": self.resumed_from},
+            run={**run, "tokens_per_second": round(self._tokens_per_second()), "resumed_from_step": self.resumed_from},
         )
         record.write(folder / "record.json")
         self.checkpoints.clear()
-
-
-def write_log(path: Path, log: list[dict[str, Any]]) -> None:
-    """Writes a metrics log, one JSON object a line, atomically."""
-    with atomic_path(path) as temporary:
-        temporary.write_text("".join(json.dumps(row) + "\n" for row in log), encoding="utf-8")

@@ -31,7 +31,8 @@ def save_random_weights(study: Study, model: str = "scratch") -> None:
     benchmark = Benchmark(Layout(study).benchmark_store(DATASET))
     for seed in study.seeds:
         torch.manual_seed(seed)
-        save_weights(Layout(study).finetuned(DATASET, model, seed), classifier(study, model, benchmark), study.models[model])
+        folder, digest = Layout(study).finetuned(DATASET, model, seed), stage_digest(study, "finetune", dataset=DATASET, model=model)
+        save_weights(folder, classifier(study, model, benchmark), study.models[model], digest=digest)
 
 
 def script(monkeypatch: pytest.MonkeyPatch, wrong: list[int]) -> list[tuple[int, bool]]:
@@ -82,7 +83,7 @@ def test_one_seed_has_no_spread(make_study: MakeStudy, monkeypatch: pytest.Monke
 
 @pytest.mark.parametrize(
     "changes",
-    [{"benchmarks": {DATASET: {"stranded": True}}}, {"evaluate": {"reverse_complement": False}}],
+    [{"benchmarks": {DATASET: {"stranded": True}}}, {"finetune": {"reverse_complement": False}}],
     ids=["stranded", "switched off"],
 )
 def test_one_strand_alone(make_study: MakeStudy, monkeypatch: pytest.MonkeyPatch, changes: dict) -> None:
@@ -114,6 +115,13 @@ def test_seeds_are_scored_with_their_own_weights(make_study: MakeStudy) -> None:
     assert first["auroc"] != second["auroc"]
     evaluate_classification(study, DATASET, "scratch")
     assert read_record(study).result["seeds"] == [first, second]
+
+
+def test_weights_of_another_version_of_the_study(tiny_study: Study) -> None:
+    save_random_weights(tiny_study)
+    longer = tiny_study.model_copy(update={"finetune": tiny_study.finetune.model_copy(update={"epochs": 4})})
+    with pytest.raises(GenomemError, match=r"made for another version of the study; run `genomem finetune` again"):
+        evaluate_classification(longer, DATASET, "scratch")
 
 
 def test_a_seed_that_was_not_fine_tuned(tiny_study: Study) -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from genomem.config import Study, parse_study, stage_digest
 from genomem.data.benchmark import LabelledSequences, tokenize_benchmark
+from genomem.evaluation import controls
 from genomem.evaluation.controls import (
     evaluate_controls,
     kmer_control,
@@ -162,6 +163,29 @@ def _write(folder: Path, part: str, sequences: dict[str, list[str]]) -> None:
         path.write_text("sequence\n" + "".join(f"{text}\n" for text in texts))
 
 
+def test_only_the_kmer_regression_is_fitted_on_a_sample(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fitted = {}
+
+    def record(name, control):
+        def wrapped(train, *rest):
+            fitted[name] = len(train)
+            return control(train, *rest)
+
+        return wrapped
+
+    monkeypatch.setattr(controls, "MAX_REGRESSION_SEQUENCES", 30)
+    monkeypatch.setattr(controls, "length_control", record("length", length_control))
+    monkeypatch.setattr(controls, "kmer_control", record("kmer", kmer_control))
+    for part, count in (("train", 40), ("dev", 9), ("test", 9)):
+        _write(tmp_path / "source", part, {name: [_random(40, len(part + name) * 1000 + i) for i in range(count)] for name in ("a", "bc")})
+    study = _study(tmp_path / "results")
+    digest = stage_digest(study, "tokenize_benchmark", dataset="b")
+    tokenize_benchmark(tmp_path / "source", Layout(study).benchmark_store("b"), name="b", max_length_bp=None, digest=digest)
+    evaluate_controls(study, "b")
+    assert fitted == {"length": 80, "kmer": 30}
+    assert RunRecord.read(Layout(study).controls("b")).result["kmer_sequences"] == 30
+
+
 @pytest.mark.parametrize("with_dev", [False, True])
 def test_stage_writes_the_record(with_dev: bool, tmp_path: Path) -> None:
     train = {"negative": [_random(60, i, "AATTCG") for i in range(60)], "positive": [_random(60, 100 + i) for i in range(40)]}
@@ -179,7 +203,8 @@ def test_stage_writes_the_record(with_dev: bool, tmp_path: Path) -> None:
             {"negative": [_random(60, 400 + i, "AATTCG") for i in range(9)], "positive": [_random(60, 500 + i) for i in range(9)]},
         )
     study = _study(tmp_path / "results")
-    tokenize_benchmark(source, Layout(study).benchmark_store("b"), name="b", max_length_bp=None)
+    digest = stage_digest(study, "tokenize_benchmark", dataset="b")
+    tokenize_benchmark(source, Layout(study).benchmark_store("b"), name="b", max_length_bp=None, digest=digest)
     evaluate_controls(study, "b")
     record = RunRecord.read(Layout(study).controls("b"))
     assert (record.stage, record.digest) == ("evaluate_controls", stage_digest(study, "evaluate_controls", dataset="b"))
@@ -190,7 +215,7 @@ def test_stage_writes_the_record(with_dev: bool, tmp_path: Path) -> None:
     assert result["counts"]["train"] == {"negative": 60, "positive": 40}
     assert result["length_bp"] == {"min": 60, "median": 60.0, "max": 60}
     assert result["leak"] == {"exact": 0.05, "near": 0.05, "train_duplicates": 0.0, "overlap_kmer": 16}
-    assert (result["fitted_sequences"] == 100) is with_dev
+    assert (result["kmer_sequences"] == 100) is with_dev
     assert set(result["controls"]) == {"majority", "length", "kmer", "overlap"}
     assert result["controls"]["majority"]["accuracy"] == 0.5
     assert result["controls"]["length"]["mcc"] == 0.0

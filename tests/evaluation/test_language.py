@@ -40,7 +40,7 @@ class Known(nn.Module):
 
 def use_model(monkeypatch: pytest.MonkeyPatch, model: nn.Module) -> None:
     monkeypatch.setattr(module, "build_model", lambda config, vocab_size: model)
-    monkeypatch.setattr(module, "load_weights", lambda folder, model: None)
+    monkeypatch.setattr(module, "load_weights", lambda folder, model, **origin: None)
 
 
 def write_markov(study: Study, **bits: float) -> dict[str, np.ndarray]:
@@ -61,7 +61,7 @@ def write_markov(study: Study, **bits: float) -> dict[str, np.ndarray]:
         {"name": key, "kind": "backoff" if key == "backoff" else "plain", "bits": {"all": value, "unmasked": value + 1}}
         for key, value in bits.items()
     ]
-    RunRecord("evaluate_markov", study.name, "0" * 16, {}, {"models": models}).write(layout.markov)
+    RunRecord("evaluate_markov", study.name, stage_digest(study, "evaluate_markov"), {}, {"models": models}).write(layout.markov)
     return flags
 
 
@@ -85,7 +85,7 @@ def test_a_uniform_model_needs_two_bits_everywhere(tiny_study: Study, monkeypatc
         "unsure": ((flags & SCORED > 0) & (flags & SURE == 0)).sum(),
     }
     assert result["positions"]["all"] == 2 * (350 - 5 - 1)
-    assert result["context_bp"] == 48
+    assert result["context_bp"] == 32
 
 
 @pytest.mark.parametrize("best", [2.5, 1.5])
@@ -117,11 +117,21 @@ def test_means_over_classes_and_chromosomes(tiny_study: Study, monkeypatch: pyte
     assert result["bits"]["all"] == pytest.approx(cost[marks & SCORED > 0].mean(), rel=1e-6)
 
 
+def test_markov_models_of_another_version_of_the_study(tiny_study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    use_model(monkeypatch, Known(2.0))
+    write_markov(tiny_study, order0=1.9)
+    other = tiny_study.model_copy(update={"evaluate": tiny_study.evaluate.model_copy(update={"markov_orders": (0, 3)})})
+    with pytest.raises(GenomemError, match=r"markov\.json: made for another version of the study; run `genomem evaluate markov` again"):
+        evaluate_language(other, "titans")
+
+
 def test_a_real_model_beside_real_markov_models(tiny_study: Study) -> None:
     layout = Layout(tiny_study)
     torch.manual_seed(0)
     model = build_model(tiny_study.models["titans"], tokenizer.VOCAB_SIZE)
-    save_weights(layout.pretrained("titans"), model, tiny_study.models["titans"])
+    save_weights(
+        layout.pretrained("titans"), model, tiny_study.models["titans"], digest=stage_digest(tiny_study, "pretrain", model="titans")
+    )
     evaluate_markov(tiny_study)
     evaluate_language(tiny_study, "titans")
     record = RunRecord.read(layout.language("titans"))
@@ -129,7 +139,7 @@ def test_a_real_model_beside_real_markov_models(tiny_study: Study) -> None:
     assert record.keys == {"model": "titans"}
     genomes = {name: Genome(layout.genome_store(name)) for name in tiny_study.genomes}
     assert record.data == {name: genome.sequence_sha256 for name, genome in genomes.items()}
-    bits = [score_chromosome(model, g.bases("chr4"), context_bp=48, batch_size=5, device=torch.device("cpu")) for g in genomes.values()]
+    bits = [score_chromosome(model, g.bases("chr4"), context_bp=32, batch_size=5, device=torch.device("cpu")) for g in genomes.values()]
     assert record.result["bits"]["all"] == pytest.approx(np.nanmean(np.concatenate(bits)), rel=1e-5)
     low, high = record.result["interval"]["all"]
     assert low <= record.result["bits"]["all"] <= high
@@ -156,6 +166,15 @@ def test_markov_scores_of_other_bases(tiny_study: Study, monkeypatch: pytest.Mon
     np.savez(Layout(tiny_study).markov_scores, **flags)
     with pytest.raises(GenomemError, match=r"markov\.npz: .* run `genomem evaluate markov` again"):
         evaluate_language(tiny_study, "titans")
+
+
+def test_a_model_that_is_not_finite_is_named_and_not_the_markov_scores(tiny_study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    use_model(monkeypatch, Known(math.nan))
+    write_markov(tiny_study, order0=2.0)
+    with pytest.raises(GenomemError, match="model titans gives probabilities that are not finite on alpha:chr4") as raised:
+        evaluate_language(tiny_study, "titans")
+    assert str(raised.value).startswith(f"{Layout(tiny_study).pretrained('titans')}: ")
+    assert "markov" not in str(raised.value)
 
 
 def test_without_pretrained_weights(tiny_study: Study) -> None:

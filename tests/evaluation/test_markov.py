@@ -12,8 +12,9 @@ import pytest
 from genomem.config import Study, parse_study, stage_digest
 from genomem.data.genome import tokenize_genome
 from genomem.errors import GenomemError
+from genomem.evaluation import markov
 from genomem.evaluation.kmers import UNKNOWN, join
-from genomem.evaluation.markov import REPEAT, SCORED, SURE, evaluate_markov
+from genomem.evaluation.markov import REPEAT, SCORED, SURE, _spread_blocks, evaluate_markov
 from genomem.evaluation.markov_models import PSEUDOCOUNTS, STRENGTHS, Positions, chain_orders, fit_markov
 from genomem.layout import Layout
 from genomem.record import RunRecord
@@ -90,7 +91,9 @@ def _store(study: Study, name: str, chromosomes: dict[str, str], folder: Path) -
     fasta = folder / f"{name}.fa"
     fasta.write_text("".join(f">{chrom}\n{text}\n" for chrom, text in chromosomes.items()))
     section = study.genomes[name]
-    tokenize_genome(fasta, Layout(study).genome_store(name), name=name, validation=section.validation, test=section.test)
+    roles = {"validation": section.validation, "test": section.test}
+    digest = stage_digest(study, "tokenize_genome", genome=name)
+    tokenize_genome(fasta, Layout(study).genome_store(name), name=name, **roles, digest=digest)
 
 
 @pytest.fixture(scope="module")
@@ -214,7 +217,44 @@ def test_training_is_cut_to_the_cap(tmp_path: Path) -> None:
     _store(study, "small", TRAIN | VALIDATION | TEST, tmp_path)
     evaluate_markov(study)
     result = RunRecord.read(Layout(study).markov).result
-    assert 490 <= result["fitted_bp"] <= 500 < result["training_bp"]
+    assert result["fitted_bp"] == 500
+    assert result["training_bp"] == sum(len(text) - text.count("N") for text in [*TRAIN.values(), TEST["more"]])
+
+
+def test_blocks_are_evenly_spaced_over_known_bases_and_apart() -> None:
+    letters = "N" * 300 + _random(700, 30) + "N" * 50 + _random(250, 31), "N" * 40, _random(50, 32)
+    chromosomes = [np.frombuffer(text.encode(), dtype=np.uint8) for text in letters]
+    blocks = [block.tobytes().decode() for block in _spread_blocks(chromosomes, [950, 0, 50], 400)]
+    known = "".join(letters).replace("N", "")
+    # 100 blocks of 4 known bases, one every 10 of the 1,000 known ones, 3 in from where its step starts.
+    expected = [known[start : start + 4] for start in range(3, 1000, 10)]
+    assert [block.replace("N", "") for block in blocks] == expected
+    joined = join(np.frombuffer(block.encode(), dtype=np.uint8) for block in blocks)
+    assert np.count_nonzero(joined != UNKNOWN) == 400
+    assert all(joined[5 * place + 4] == UNKNOWN for place in range(50))
+
+
+def test_a_block_over_the_end_of_a_chromosome_comes_in_two_pieces_and_keeps_its_gaps() -> None:
+    chromosomes = [np.frombuffer(text, dtype=np.uint8) for text in (b"ACGNNTAC", b"GGTT")]
+    pieces = [piece.tobytes() for piece in _spread_blocks(chromosomes, [6, 4], 9)]
+    assert b"".join(pieces).replace(b"N", b"") == b"ACGTACGGT"
+
+
+def test_own_and_pooled_fits_together_are_no_more_than_the_training_bases(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    roles = {"validation": ["val"], "test": ["test"]}
+    study = _study(tmp_path / "results", {"first": roles, "second": roles}, markov_orders=[0], backoff_orders=[], markov_max_bp=200)
+    for seed, name in enumerate(study.genomes):
+        chromosomes = {"a": _random(500, 40 + seed), "val": _random(60, 50 + seed), "test": _random(60, 60 + seed)}
+        _store(study, name, chromosomes, tmp_path)
+    choose = markov._choose_training
+
+    def differ(name, genomes, tuning, max_bp):
+        return choose(name, {name: genomes[name]}, tuning, max_bp) if name == "first" else ("all", markov._training(genomes, max_bp))
+
+    monkeypatch.setattr(markov, "_choose_training", differ)
+    evaluate_markov(study)
+    result = RunRecord.read(Layout(study).markov).result
+    assert (result["fitted_bp"], result["training_bp"]) == (400, 1000)
 
 
 def test_no_repeat_and_nothing_sure_are_null(tmp_path: Path) -> None:

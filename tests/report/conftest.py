@@ -126,7 +126,7 @@ class _Writer:
             "cpu_seconds": round(1.7 * wall, 3),
             "peak_memory_bytes": int(random.integers(3e8, 2e9)),
         }
-        run |= {"tokens_per_second": 61_234, "resumed_from_step": None} if stage == "pretrain" else {}
+        run |= {"tokens_per_second": 61_234, "resumed_from_step": 0} if stage == "pretrain" else {}
         genomes = {name: _sha256(name + "sequence") for name in self.study.genomes}
         data = _files(keys["dataset"]) if "dataset" in keys else genomes if stage != "simulate" else {}
         RunRecord(stage, self.study.name, digest, keys, result, data=data, environment=ENVIRONMENT, run=run).write(path)
@@ -190,7 +190,7 @@ class _Writer:
                 }
             )
         chromosomes = {name: list(genome.test) for name, genome in self.study.genomes.items()}
-        result = {"positions": _positions(), "fitted_bp": 1_500_000, "chromosomes": chromosomes, "models": models}
+        result = {"positions": _positions(), "fitted_bp": 1_500_000, "training_bp": 1_500_000, "chromosomes": chromosomes, "models": models}
         self._record(self.layout.markov, "evaluate_markov", result)
 
     def _language(self, model: str) -> None:
@@ -222,7 +222,8 @@ class _Writer:
             "parameters": 271_884,
             "steps": 1000,
             "tokens": 16_384_000,
-            "best_validation_bits": final + 0.004,
+            "best_validation_bits": final + 0.002,
+            "final_validation_bits": final + 0.004,
             "processes": 1,
         }
         result |= {"weights_sha256": _sha256(model)}
@@ -238,7 +239,7 @@ class _Writer:
         self._record(
             self.layout.controls(dataset),
             "evaluate_controls",
-            result | {"controls": controls, "intervals": intervals, "leak": leak},
+            result | {"controls": controls, "intervals": intervals, "leak": leak, "kmer_sequences": 1800},
             dataset=dataset,
         )
 

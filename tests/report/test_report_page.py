@@ -72,7 +72,7 @@ def test_the_summary_is_computed_from_the_records(page):
     # 1.902 - 1.871 = 0.031 and 1.871 - 1.861 = 0.010: the figures that the fixture writes.
     sentence = (
         "titans_lmm reaches 1.871 bits per base on 2 held-out chromosomes (95 % interval 1.867 to 1.875), "
-        "0.031 below the best plain Markov model (order 5) and 0.010 above order-24 back-off."
+        "0.031 below the best plain Markov model (order 5) and 0.010 above the best back-off model (order 24)."
     )
     assert sentence in page.text
     assert "On coding the highest accuracy is titans_lmm's" in page.text
@@ -88,6 +88,31 @@ def test_the_language_table_holds_every_model_with_its_bits(page, tiny):
         assert cells[model] == expected + [f"{found['bits'][kind]:.4f}" for kind in ("unmasked", "repeat", "sure", "unsure")]
     for row in result(tiny.layout.markov)["models"]:
         assert cells[row["name"]][:2] == [f"{row['contexts']:,}", f"{row['bits']['all']:.4f}"]
+
+
+def test_the_pretraining_table_shows_the_end_and_a_resumed_run(page, tiny, write_study):
+    final = result(tiny.layout.pretrained("attention") / "record.json")["final_validation_bits"]
+    cells = page.cells("pretraining")
+    assert cells["attention"][cells["Model"].index("Validation at the end, bits per base")] == f"{final:.4f}"
+    assert "Last resumed from step" not in cells["Model"]
+    written = write_study(benchmarks={})
+    written.edit(written.layout.pretrained("attention") / "record.json", {"run": {"resumed_from_step": 400}})
+    cells = Reader(written.report()).cells("pretraining")
+    column = cells["Model"].index("Last resumed from step")
+    assert (cells["attention"][column], cells["titans_lmm"][column]) == ("400", "–")
+
+
+def test_the_margin_is_that_of_the_record(write_study):
+    written = write_study(benchmarks={})
+    written.edit(written.layout.language("attention"), {"result": {"margin": {"all": 0.1234}}})
+    cells = Reader(written.report()).cells("language_bits")
+    assert cells["attention"][3] == "+0.1234"
+    assert cells["order 5"][3] == "–"
+
+
+def test_the_page_says_what_models_are_made_of_and_how_they_are_tuned(page):
+    assert "titans_lmm: no convolutional stem, then 2 × (titans_lmm), 128 channels." in page.text
+    assert "All models share one set of fine-tuning settings" in page.text
 
 
 @pytest.mark.parametrize(("dataset", "metric"), [("promoters", "mcc"), ("coding", "accuracy")])

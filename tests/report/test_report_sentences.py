@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 from genomem.report.collect import Findings, collect
-from genomem.report.language import language_warnings
+from genomem.report.composition import model_sentences
+from genomem.report.language import language_warnings, training_sentence
+from genomem.report.language import test_chromosomes as held_out_chromosomes
 from genomem.report.provenance import provenance_warnings, stage_commands, workflow_commands
 from genomem.report.summary import simulation_notice, summary
 
@@ -28,7 +30,7 @@ def test_the_summary_names_the_model_with_the_fewest_bits(tiny_findings):
     # The fixture writes 1.871 bits, 1.902 for order 5 and 1.861 for order 24 with back-off.
     sentence = (
         "titans_lmm reaches 1.871 bits per base on 2 held-out chromosomes (95 % interval 1.867 to 1.875), "
-        "0.031 below the best plain Markov model (order 5) and 0.010 above order-24 back-off. "
+        "0.031 below the best plain Markov model (order 5) and 0.010 above the best back-off model (order 24). "
         "The other pretrained models: attention 1.893."
     )
     assert summary(tiny_findings).startswith(sentence)
@@ -75,6 +77,60 @@ def test_a_language_model_no_better_than_counting_is_said_so(write_study):
         "attention: the interval of 1.8900 to 1.9030 bits per base does not lie below the best plain Markov model (order 5, 1.9020); "
         "this shows no gain over counting short words."
     ]
+
+
+def test_markov_models_fitted_on_a_share_are_said_so(write_study, tiny_findings):
+    assert training_sentence(tiny_findings) == "The Markov models count words in 1,500,000 training bases."
+    written = write_study(benchmarks={}, evaluate={"markov_max_bp": 1_500_000})
+    written.edit(written.layout.markov, {"result": {"training_bp": 9_000_000}})
+    (warning,) = language_warnings(findings(written))
+    assert "fitted on 1,500,000 of 9,000,000 training bases (evaluate.markov_max_bp)" in warning
+    assert training_sentence(findings(written)) == (
+        "The Markov models count words in 1,500,000 of 9,000,000 training bases, taken as evenly spaced blocks."
+    )
+
+
+def test_the_best_back_off_is_named_and_not_the_deepest(write_study):
+    written = write_study(benchmarks={})
+    record = json.loads(written.layout.markov.read_text())
+    for model in record["result"]["models"]:
+        if model["kind"] == "backoff":
+            model["bits"]["all"] = {12: 1.860, 16: 1.850, 24: 1.870}[model["order"]]
+    written.edit(written.layout.markov, record)
+    assert "0.021 above the best back-off model (order 16)" in summary(findings(written))
+
+
+def test_held_out_chromosomes_are_those_of_the_stores(write_study):
+    written = write_study(benchmarks={})
+    written.edit(written.layout.genome_store("alpha") / "manifest.json", {"test": ["chr4", "chr5"]})
+    assert held_out_chromosomes(findings(written)) == ["alpha:chr4", "alpha:chr5", "beta:chr5"]
+
+
+def test_models_are_described_and_alike_ones_are_not_warned_of(tiny_findings):
+    assert model_sentences(tiny_findings) == [
+        "titans_lmm: no convolutional stem, then 2 × (titans_lmm), 128 channels.",
+        "attention: no convolutional stem, then 2 × (attention), 128 channels.",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("other", "parameters", "difference"),
+    [
+        ({"layers": ["attention"], "repeat": 4}, 271_884, "in what stands around the mixer"),
+        ({"layers": [{"mixer": "causal_conv", "dilation": 2}, "attention"], "repeat": 2}, 271_884, "in what stands around the mixer"),
+        ({"layers": ["causal_conv", "attention"], "repeat": 2, "stem_kernel": 12}, 271_884, None),
+        ({"layers": ["causal_conv", "causal_conv"], "repeat": 2, "stem_kernel": 12}, 330_000, "by more than 20 % in parameters"),
+        ({"layers": ["attention"]}, 500_000, "in what stands around the mixer and by more than 20 % in parameters"),
+    ],
+)
+def test_models_that_differ_in_more_than_the_mixer_are_said_to(write_study, other, parameters, difference):
+    memory = {"layers": ["causal_conv", {"mixer": "titans_lmm", "chunk_size": 64}], "repeat": 2, "stem_kernel": 12}
+    written = write_study(benchmarks={}, models={"titans_lmm": memory, "attention": other})
+    written.edit(written.layout.language("attention"), {"result": {"parameters": parameters}})
+    sentences = model_sentences(findings(written))
+    assert sentences[0] == "titans_lmm: motif stem of 12 bases, then 2 × (causal_conv, titans_lmm), 128 channels."
+    verdict = f"These models differ {difference}: the comparison is between whole models and does not isolate the mixer."
+    assert sentences[2:] == ([verdict] if difference else [])
 
 
 def test_scores_of_different_bases_are_said_so(write_study):

@@ -6,6 +6,7 @@ import errno
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -20,6 +21,7 @@ from genomem.training.optimizer import build_optimizer
 
 CONFIG = SequenceModel.model_validate({"dim": 8, "layers": ["titans_lmm"], "stem_kernel": 3})
 DATA = {"alpha": "0" * 64}
+ORIGIN: dict[str, Any] = {"stage": "pretrain", "digest": "a" * 16}
 FULL = OSError(errno.ENOSPC, "No space left on device")
 
 
@@ -83,6 +85,15 @@ def test_the_newest_two_are_kept_and_clear_removes_all(checkpoints: Checkpoints)
     checkpoints.clear()
     assert not checkpoints.folder.exists()
     checkpoints.clear()
+
+
+def test_clear_removes_what_former_versions_of_the_study_left_of_the_same_model(tmp_path: Path) -> None:
+    former, other_model, checkpoints = (Checkpoints(tmp_path / name, DATA) for name in ("titans/aaaa", "cnn/aaaa", "titans/bbbb"))
+    for each in (former, other_model, checkpoints):
+        save_steps(each, Run(), 1)
+    checkpoints.clear()
+    assert [path.name for path in tmp_path.iterdir()] == ["cnn"]
+    assert other_model.folder.exists()
 
 
 @pytest.mark.parametrize("damage", ["cut", "changed", "missing", "no progress", "empty progress", "odd progress"])
@@ -171,8 +182,8 @@ def test_saving_a_step_again_replaces_it(checkpoints: Checkpoints) -> None:
 def test_weights_come_back_to_the_last_bit(tmp_path: Path) -> None:
     run, other = Run(seed=0), Run(seed=1)
     assert run.digest != other.digest
-    save_weights(tmp_path, run.model, CONFIG, vocab_size=16)
-    load_weights(tmp_path, other.model)
+    save_weights(tmp_path, run.model, CONFIG, vocab_size=16, digest="a" * 16)
+    load_weights(tmp_path, other.model, **ORIGIN)
     assert other.digest == run.digest
     facts = json.loads((tmp_path / "model.json").read_text())
     assert facts["vocab_size"] == 16
@@ -181,7 +192,7 @@ def test_weights_come_back_to_the_last_bit(tmp_path: Path) -> None:
 
 def test_weight_files_have_the_permissions_of_any_new_file(tmp_path: Path, checkpoints: Checkpoints) -> None:
     run = Run()
-    save_weights(tmp_path, run.model, CONFIG)
+    save_weights(tmp_path, run.model, CONFIG, digest="a" * 16)
     run.step(1)
     checkpoints.save(1, run.model, run.optimizer, [])
     (tmp_path / "plain").touch()
@@ -192,35 +203,45 @@ def test_weight_files_have_the_permissions_of_any_new_file(tmp_path: Path, check
 
 def test_the_backbone_alone_is_loaded_into_a_classifier(tmp_path: Path) -> None:
     run = Run()
-    save_weights(tmp_path, run.model, CONFIG)
+    save_weights(tmp_path, run.model, CONFIG, digest="a" * 16)
     classifier = build_classifier(CONFIG, 16, 3, length=10)
     head = classifier.head.weight.clone()
-    load_weights(tmp_path, classifier, only="backbone.")
+    load_weights(tmp_path, classifier, **ORIGIN, only="backbone.")
     assert weights_sha256(classifier.backbone) == weights_sha256(run.model.backbone)
     assert torch.equal(classifier.head.weight, head)
 
 
 def test_weights_that_do_not_fit(tmp_path: Path) -> None:
-    save_weights(tmp_path, Run().model, CONFIG)
+    save_weights(tmp_path, Run().model, CONFIG, digest="a" * 16)
     wider = CONFIG.model_copy(update={"dim": 16})
     deeper = CONFIG.model_copy(update={"repeat": 2})
     with pytest.raises(GenomemError, match="has other sizes than the model"):
-        load_weights(tmp_path, build_model(wider, 16))
+        load_weights(tmp_path, build_model(wider, 16), **ORIGIN)
     with pytest.raises(GenomemError, match="does not fit the model"):
-        load_weights(tmp_path, build_model(deeper, 16))
+        load_weights(tmp_path, build_model(deeper, 16), **ORIGIN)
+
+
+@pytest.mark.parametrize("facts", [{}, {"digest": "b" * 16}], ids=["no digest", "another"])
+def test_weights_of_another_version_of_the_study_are_refused(tmp_path: Path, facts: dict[str, str]) -> None:
+    save_weights(tmp_path, Run().model, CONFIG, **facts)
+    other = Run(seed=1)
+    before = other.digest
+    with pytest.raises(GenomemError, match=r"model\.safetensors: made for another version of the study; run `genomem pretrain` again"):
+        load_weights(tmp_path, other.model, **ORIGIN)
+    assert other.digest == before
 
 
 def test_missing_and_damaged_weights(tmp_path: Path) -> None:
     with pytest.raises(GenomemError, match=r"model\.safetensors: no such file; run the training stage first"):
-        load_weights(tmp_path, Run().model)
+        load_weights(tmp_path, Run().model, **ORIGIN)
     (tmp_path / "model.safetensors").write_bytes(b"not safetensors at all")
     with pytest.raises(GenomemError, match=r"model\.safetensors: damaged"):
-        load_weights(tmp_path, Run().model)
+        load_weights(tmp_path, Run().model, **ORIGIN)
 
 
 def test_a_failed_save_keeps_the_former_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = Run(seed=0)
-    save_weights(tmp_path, run.model, CONFIG)
+    save_weights(tmp_path, run.model, CONFIG, digest="a" * 16)
 
     def fails(path: Path, content: bytes) -> int:
         raise FULL
@@ -229,7 +250,7 @@ def test_a_failed_save_keeps_the_former_weights(tmp_path: Path, monkeypatch: pyt
     with pytest.raises(OSError, match="No space left"):
         save_weights(tmp_path, Run(seed=1).model, CONFIG)
     other = Run(seed=2)
-    load_weights(tmp_path, other.model)
+    load_weights(tmp_path, other.model, **ORIGIN)
     assert other.digest == run.digest
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model.json", "model.safetensors"]
 

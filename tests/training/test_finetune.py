@@ -13,7 +13,7 @@ from torch import nn
 
 from genomem.config import Study, stage_digest
 from genomem.data.batches import labelled_batch
-from genomem.data.benchmark import Benchmark, LabelledSequences
+from genomem.data.benchmark import Benchmark, LabelledSequences, training_parts
 from genomem.data.tokenizer import VOCAB_SIZE, reverse_complement
 from genomem.errors import GenomemError
 from genomem.layout import Layout
@@ -21,7 +21,7 @@ from genomem.models import build_model
 from genomem.record import RunRecord
 from genomem.training import finetune as module
 from genomem.training.checkpoint import load_weights, save_weights, weights_sha256
-from genomem.training.finetune import Finetuning, classifier, finetune, predict, training_parts
+from genomem.training.finetune import Finetuning, classifier, finetune, predict
 
 MakeStudy = Callable[..., Study]
 DATASET = "composition"
@@ -31,7 +31,7 @@ def save_pretrained(study: Study, model: str) -> nn.Module:
     """Puts random weights where pretraining would, and returns the model."""
     torch.manual_seed(99)
     language_model = build_model(study.models[model], VOCAB_SIZE)
-    save_weights(Layout(study).pretrained(model), language_model, study.models[model])
+    save_weights(Layout(study).pretrained(model), language_model, study.models[model], digest=stage_digest(study, "pretrain", model=model))
     return language_model
 
 
@@ -79,7 +79,7 @@ def test_it_learns_what_is_easy_and_records_it(make_study: MakeStudy, model: str
     assert log[-1]["train_loss"] < log[0]["train_loss"]
     benchmark = Benchmark(Layout(study).benchmark_store(DATASET))
     saved = classifier(study, model, benchmark)
-    load_weights(Layout(study).finetuned(DATASET, model, 0), saved)
+    load_weights(Layout(study).finetuned(DATASET, model, 0), saved, stage="finetune", digest=record.digest)
     assert weights_sha256(saved) == result["weights_sha256"]
     assert result["parameters"] == sum(p.numel() for p in saved.parameters())
 
@@ -95,6 +95,21 @@ def test_it_starts_from_the_pretrained_backbone(make_study: MakeStudy) -> None:
 def test_missing_pretrained_weights(tiny_study: Study) -> None:
     with pytest.raises(GenomemError, match=r"pretrain/titans/model\.safetensors: no such file; run the training stage first"):
         finetune(tiny_study, DATASET, "titans", 0)
+
+
+def test_pretrained_weights_of_another_version_of_the_study(tiny_study: Study) -> None:
+    save_pretrained(tiny_study, "titans")
+    longer = tiny_study.model_copy(update={"pretrain": tiny_study.pretrain.model_copy(update={"steps": 13})})
+    with pytest.raises(GenomemError, match=r"model\.safetensors: made for another version of the study; run `genomem pretrain` again"):
+        finetune(longer, DATASET, "titans", 0)
+    sparser = tiny_study.model_copy(update={"pretrain": tiny_study.pretrain.model_copy(update={"checkpoint_every": 13})})
+    Finetuning(sparser, DATASET, "titans", 0)
+
+
+def test_a_store_of_another_version_of_the_study(tiny_study: Study) -> None:
+    shorter = tiny_study.benchmarks[DATASET].model_copy(update={"max_length_bp": 25})
+    with pytest.raises(GenomemError, match=r"another version of the study; run `genomem tokenize STUDY --dataset composition` again"):
+        finetune(tiny_study.model_copy(update={"benchmarks": {DATASET: shorter}}), DATASET, "scratch", 0)
 
 
 def test_the_same_seed_gives_the_same_weights_and_another_seed_others(tiny_study: Study) -> None:

@@ -127,16 +127,18 @@ def test_a_stopped_run_goes_on_to_the_same_bits(
     assert read_record(study, "titans").run["resumed_from_step"] == int(last_checkpoint[5:])
 
 
-def test_a_checkpoint_of_another_study_is_left_alone(make_study: MakeStudy, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_checkpoint_of_another_version_of_the_study_is_not_used_and_is_removed_at_the_end(
+    make_study: MakeStudy, monkeypatch: pytest.MonkeyPatch
+) -> None:
     study = make_study()
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         stop_after(patch, 6, lambda: os.kill(os.getpid(), signal.SIGTERM))
         pretrain(study, "titans")
-    former = checkpointed_steps(study, "titans")
+    assert checkpointed_steps(study, "titans")
     other = study.model_copy(update={"pretrain": study.pretrain.model_copy(update={"learning_rate": 1e-3})})
     pretrain(other, "titans")
     assert read_record(other, "titans").run["resumed_from_step"] == 0
-    assert checkpointed_steps(study, "titans") == former
+    assert checkpointed_steps(study, "titans") == []
 
 
 def test_a_checkpoint_of_other_bases_is_refused(make_study: MakeStudy, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -233,6 +235,16 @@ def test_missing_stores(make_study: MakeStudy, tmp_path: Path) -> None:
     study = make_study().model_copy(update={"results": tmp_path / "nothing"})
     with pytest.raises(GenomemError, match=r"manifest\.json: no such file"):
         pretrain(study, "titans")
+
+
+def test_a_store_of_another_version_of_the_study(make_study: MakeStudy) -> None:
+    study = make_study()
+    other = study.genomes["alpha"].model_copy(update={"test": ("chr2",)})
+    with pytest.raises(GenomemError) as refusal:
+        pretrain(study.model_copy(update={"genomes": study.genomes | {"alpha": other}}), "titans")
+    store = Layout(study).genome_store("alpha")
+    assert str(refusal.value) == f"{store}: made for another version of the study; run `genomem tokenize STUDY --genome alpha` again"
+    assert not Layout(study).pretrained("titans").exists()
 
 
 def test_bfloat16(make_study: MakeStudy, fresh_accelerator: None) -> None:
