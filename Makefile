@@ -1,5 +1,6 @@
 # make demo   from nothing to a report, in .venv
 # make test   lint, types and tests in the same environment
+# make venv   .venv alone, with the exact versions of constraints.txt
 # make docs   the tables of config/README.md, from the schema
 #
 # Without a GPU, a CPU build of PyTorch saves gigabytes: make .venv yourself, install PyTorch into it
@@ -11,7 +12,7 @@ VENV := .venv
 INSTALLED := $(VENV)/.installed
 WITH_VENV := . $(VENV)/bin/activate &&
 
-.PHONY: demo test lint docs clean
+.PHONY: demo test venv lint docs clean
 
 demo: $(INSTALLED)
 	$(WITH_VENV) snakemake --cores $(CORES)
@@ -19,6 +20,8 @@ demo: $(INSTALLED)
 
 test: lint
 	$(WITH_VENV) python -m pytest -n 2 --dist loadfile
+
+venv: $(INSTALLED)
 
 lint: $(INSTALLED)
 	$(WITH_VENV) ruff check .
