@@ -383,9 +383,12 @@ def test_too_little_room_is_found_before_the_transfer(http, servers, part, monke
 
 def test_interrupt_leaves_a_part_to_resume(http, servers, part, monkeypatch):
     url = http.serve("/a", servers.Reply(BODY, stall=100_000), servers.Reply(BODY))
+    # A child of a background job inherits an ignored SIGINT; a user's shell gives it Python's own handler.
     code = f"""
+import signal
 from pathlib import Path
 from genomem.data.fetch import fetch
+signal.signal(signal.SIGINT, signal.default_int_handler)
 fetch({url!r}, Path({str(part)!r}))
 """
     process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
