@@ -199,7 +199,7 @@ class Finetune(Section):
 
     epochs: int = Field(10, ge=1)
     patience: int = Field(3, ge=1, description="epochs without a better validation score before it stops")
-    batch_size: int = Field(32, ge=1)
+    batch_size: int = Field(32, ge=2)
     learning_rate: float = Field(1e-3, gt=0)
     warmup: Fraction = Field(0.1, description="share of the steps in which the learning rate rises")
     weight_decay: float = Field(0.01, ge=0)

@@ -140,7 +140,13 @@ def labelled_batch(
 
 
 def shuffled_rows(count: int, batch_size: int, *, seed: int, epoch: int) -> Iterator[np.ndarray]:
-    """Yields the row indices of each batch of an epoch; a last batch that is short is kept."""
+    """Yields the row indices of each batch of an epoch. A short last batch is kept, but a lone row joins the batch before it.
+
+    Batch norm has nothing to compare a lone row with.
+    """
     order = np.random.default_rng([seed, epoch]).permutation(count)
-    for start in range(0, count, batch_size):
-        yield order[start : start + batch_size]
+    starts = list(range(0, count, batch_size))
+    if count - starts[-1] == 1 and len(starts) > 1:
+        starts.pop()
+    for start, end in zip(starts, [*starts[1:], count], strict=True):
+        yield order[start:end]

@@ -110,7 +110,11 @@ class LanguageModel(nn.Module):
 
 
 class SequenceClassifier(nn.Module):
-    """A backbone, pooling over real tokens, and a linear head over the classes.
+    """A backbone, pooling over real tokens, batch norm without parameters, and a linear head over the classes.
+
+    Pooled hidden states differ little from one sequence to the next: most of each channel is what all have in common. The batch norm
+    takes that away and gives every channel unit variance over the sequences. Without it the head chases the common part, and a motif
+    grammar was not learnt on half of the seeds. Source: linear probing of masked autoencoders, arXiv 2111.06377, appendix A.
 
     Args:
         pooling: ``mean`` of the hidden states, or ``mean_max``: the mean beside the maximum of each channel, which a motif
@@ -122,13 +126,15 @@ class SequenceClassifier(nn.Module):
         super().__init__()
         self.backbone = Backbone(config, vocab_size)
         self.use_max = pooling == "mean_max"
+        width = config.dim * (1 + self.use_max)
+        self.norm = nn.BatchNorm1d(width, affine=False)
         self.dropout = nn.Dropout(dropout)
-        self.head = nn.Linear(config.dim * (1 + self.use_max), num_classes)
+        self.head = nn.Linear(width, num_classes)
         nn.init.normal_(self.head.weight, std=0.02)
         nn.init.zeros_(self.head.bias)
 
     def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
-        """Returns logits `[B, classes]`.
+        """Returns logits `[B, classes]`; in training, B must be at least 2.
 
         Args:
             tokens: `[B, T]`, padded on the right; what stands there never reaches a real token.
@@ -139,4 +145,4 @@ class SequenceClassifier(nn.Module):
         pooled = (hidden * real).sum(1) / real.sum(1)
         if self.use_max:
             pooled = torch.cat([pooled, hidden.masked_fill(~real, float("-inf")).amax(1)], dim=-1)
-        return self.head(self.dropout(pooled))
+        return self.head(self.dropout(self.norm(pooled)))

@@ -53,8 +53,8 @@ def _rivals(findings: Findings) -> list[tuple[dict, str]]:
 
 
 def _gap(bits: float, rival: float) -> str:
-    """`bits` seen from `rival`, rounded as it is printed: ``0.031 below``, ``0.010 above``, ``level with``."""
-    difference = round(rival, 3) - round(bits, 3)
+    """`bits` seen from `rival`: ``0.031 below``, ``0.010 above``, ``level with``."""
+    difference = rival - bits
     if abs(difference) < 0.0005:
         return "level with"
     return f"{abs(difference):.3f} {'below' if difference > 0 else 'above'}"

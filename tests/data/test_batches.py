@@ -136,3 +136,8 @@ def test_rows_are_shuffled_and_each_comes_once() -> None:
     assert rows == np.concatenate(list(shuffled_rows(10, 4, seed=0, epoch=1))).tolist()
     assert rows != np.concatenate(list(shuffled_rows(10, 4, seed=0, epoch=2))).tolist()
     assert rows != np.concatenate(list(shuffled_rows(10, 4, seed=1, epoch=1))).tolist()
+
+
+@pytest.mark.parametrize(("count", "sizes"), [(9, [4, 5]), (10, [4, 4, 2]), (1, [1]), (8, [4, 4])])
+def test_a_lone_last_row_joins_the_batch_before_it(count: int, sizes: list[int]) -> None:
+    assert [len(batch) for batch in shuffled_rows(count, 4, seed=0, epoch=1)] == sizes

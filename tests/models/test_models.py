@@ -108,6 +108,18 @@ def test_a_classifier_does_not_see_padding(name: str, pooling: str, tokens: Tens
         torch.testing.assert_close(alone, together[row : row + 1], rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.parametrize("pooling", ["mean", "mean_max"])
+def test_a_classifier_sees_only_what_differs_between_sequences(pooling: str, tokens: Tensor) -> None:
+    torch.manual_seed(0)
+    model = SequenceClassifier(SMALL["hybrid"], VOCABULARY, 3, pooling=pooling, dropout=0.0).double()
+    torch.nn.init.normal_(model.head.weight)
+    mask = torch.ones_like(tokens, dtype=torch.bool)
+    logits = model(tokens, mask)
+    torch.testing.assert_close(logits.mean(0), model.head.bias, rtol=0, atol=1e-9)
+    assert logits.std(0).min() > 0.1
+    assert count_parameters(model) == count_parameters(model.backbone) + count_parameters(model.head)
+
+
 def test_dropout_acts_in_training_only(tokens: Tensor) -> None:
     model = build_model(config("attention", dropout=0.5), VOCABULARY)
     assert not torch.equal(model(tokens)[0], model(tokens)[0])
