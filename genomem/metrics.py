@@ -39,24 +39,26 @@ def score(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:
 
 
 def bootstrap(labels: np.ndarray, probabilities: np.ndarray, *, samples: int, confidence: float, seed: int = 0) -> dict[str, list[float]]:
-    """Returns a percentile interval [low, high] of each metric's mean over runs, by resampling the test items.
+    """Returns a percentile interval [low, high] of each metric's mean over runs, by resampling the test items and the runs.
 
-    Every run is scored on the same resample. A resample on which a class has no positive or no negative
+    Both are drawn with replacement, so that runs that disagree widen the interval. All runs of a resample are scored on the
+    same items. A resample on which a class has no positive or no negative
     item leaves that class out of AUROC and AUPRC, and is skipped for them when no class is left; when all
     are skipped, the interval is the point value twice.
 
     Args:
         labels: [n].
         probabilities: [S, n, C], one layer a run (seed).
-        samples: Resamples of n items with replacement.
+        samples: Resamples of n items and S runs.
         confidence: Share of the resamples inside the interval, such as 0.95.
         seed: Of the resampling.
 
     Source: Efron and Tibshirani, An Introduction to the Bootstrap (1993), chapter 13.
     """
     runs = [_Run(labels, run) for run in probabilities]
-    blocks = [np.mean([run.metrics(weights) for run in runs], axis=0) for weights in _resamples(len(labels), samples, seed)]
-    values = np.concatenate(blocks, axis=1)
+    blocks = [np.stack([run.metrics(weights) for run in runs]) for weights in _resamples(len(labels), samples, seed)]
+    drawn = np.random.default_rng([seed, len(runs)]).multinomial(len(runs), np.full(len(runs), 1 / len(runs)), size=samples)
+    values = np.einsum("rms,sr->ms", np.concatenate(blocks, axis=2), drawn) / len(runs)
     tail = (1.0 - confidence) / 2.0
     intervals = {name: _interval(row, tail) for name, row in zip(METRICS, values, strict=True)}
     return {name: interval or [_mean_score(labels, probabilities, name)] * 2 for name, interval in intervals.items()}

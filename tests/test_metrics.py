@@ -78,12 +78,22 @@ def test_interval_matches_a_loop_over_resamples() -> None:
     intervals = bootstrap(labels, runs, samples=2000, confidence=0.9, seed=5)
     generator = np.random.default_rng(6)
     means = []
-    for _ in range(150):
+    for _ in range(600):
         rows = generator.integers(150, size=150)
-        means.append(np.mean([roc_auc_score(labels[rows], run[rows, 1]) for run in runs]))
-    np.testing.assert_allclose(intervals["auroc"], np.quantile(means, [0.05, 0.95]), atol=0.02)
+        means.append(np.mean([roc_auc_score(labels[rows], run[rows, 1]) for run in runs[generator.integers(2, size=2)]]))
+    np.testing.assert_allclose(intervals["auroc"], np.quantile(means, [0.05, 0.95]), atol=0.03)
     for name, (low, high) in intervals.items():
         assert low < np.mean([score(labels, run)[name] for run in runs]) < high
+
+
+def test_runs_that_disagree_widen_the_interval() -> None:
+    labels = np.arange(600) % 2
+    right, wrong = (np.eye(2)[labels if good else 1 - labels] for good in (True, False))
+    alike = bootstrap(labels, np.stack([right, right, right]), samples=500, confidence=0.95)["accuracy"]
+    low, high = bootstrap(labels, np.stack([right, right, wrong]), samples=500, confidence=0.95)["accuracy"]
+    assert alike == [1.0, 1.0]
+    assert low < 0.4
+    assert high == 1.0
 
 
 def test_interval_covers_the_truth_about_as_often_as_it_says() -> None:

@@ -20,7 +20,7 @@ STAGE_VERSIONS: dict[str, int] = {
     "evaluate_markov": 1,
     "evaluate_language": 1,
     "evaluate_controls": 1,
-    "evaluate_classification": 1,
+    "evaluate_classification": 2,
     "report": 2,
 }
 """Bump a stage's number when its code changes what it computes; the stage and all that build on it then run again."""
