@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import math
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -61,6 +62,7 @@ def _parser() -> argparse.ArgumentParser:
     _seed(_dataset(_model(_add(verbs, "finetune", _finetune, "fine-tune a model on a benchmark, one seed"))))
     _evaluate_tasks(verbs.add_parser("evaluate", help="the final evaluation: held-out chromosomes, test sets, controls"))
     _add(verbs, "report", _report, "write the HTML report from all records of the study")
+    _bench_topics(verbs.add_parser("bench", help="not a stage: speed and memory against peers and floors"))
     return parser
 
 
@@ -98,6 +100,52 @@ def _evaluate_tasks(parser: argparse.ArgumentParser) -> None:
     _model(_add(tasks, "language", _evaluate_language, "score the test chromosomes with a pretrained model"))
     _dataset(_add(tasks, "controls", _evaluate_controls, "what a benchmark gives away without a model, and its leaks"))
     _dataset(_model(_add(tasks, "classification", _evaluate_classification, "score a benchmark's test set with every seed of a model")))
+
+
+def _bench_topics(parser: argparse.ArgumentParser) -> None:
+    topics = parser.add_subparsers(title="topics", metavar="TOPIC", required=True)
+    summary = "forward and backward of one memory layer, against peers, attention and matrix products"
+    memory = topics.add_parser("memory", help=summary, description=summary[0].upper() + summary[1:] + ".")
+    memory.add_argument("--lengths", type=_numbers, default=(1024, 4096, 16384, 65536), metavar="T,T", help="tokens of the sequence")
+    memory.add_argument("--dim", type=_number, default=256, help="width of the layers")
+    memory.add_argument("--heads", type=_number, default=4, help="heads of the layers that have several")
+    memory.add_argument("--chunk", type=_number, default=64, help="tokens a chunk, of the layers that have chunks")
+    memory.add_argument("--rows", type=_words, default=(), metavar="ROW,ROW", help="some rows only; a wrong name lists them all")
+    _conditions(memory).set_defaults(run=_bench_memory)
+
+
+def _conditions(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where the layers run")
+    parser.add_argument("--threads", type=_number, default=1, help="threads of PyTorch on the CPU")
+    parser.add_argument("--repeats", type=_number, default=3, help="timed passes after the warm-up; the median counts")
+    parser.add_argument("--limit-seconds", type=_seconds, default=120.0, metavar="S", help="the most time for one row at one length")
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help="also write the results there, as JSON, Markdown and SVG")
+    return parser
+
+
+def _number(text: str) -> int:
+    """Reads a whole number from 1."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1")
+    return int(text)
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    return tuple(map(_number, text.split(",")))
+
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(text.split(","))
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds above 0")
+    return seconds
 
 
 # ---------------------------------------------------------------- verbs
@@ -223,6 +271,25 @@ def _report(arguments: argparse.Namespace) -> None:
     study = _study(arguments)
     write_report(study, arguments.study)
     print(f"report: {Layout(study).report.resolve()}")
+
+
+def _bench_memory(arguments: argparse.Namespace) -> None:
+    from genomem.bench.measure import Conditions
+    from genomem.bench.memory import MemorySettings, bench_memory
+
+    conditions = Conditions(arguments.device, arguments.threads, arguments.repeats, arguments.limit_seconds)
+    settings = MemorySettings(arguments.lengths, arguments.dim, arguments.heads, arguments.chunk, arguments.rows, conditions)
+    bench_memory(settings, arguments.out, _show)
+    if arguments.out:
+        print(f"results: {(arguments.out / 'memory.md').resolve()}")
+
+
+def _show(line: str) -> None:
+    """Prints one line on standard output, at once, without breaking a progress bar."""
+    from tqdm import tqdm
+
+    with tqdm.external_write_mode(file=sys.stdout):
+        print(line, flush=True)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from genomem.record import RunRecord
 MakeStudy = Callable[..., Study]
 ROOT = Path(cli.__file__).parents[1]
 
-VERBS = ["validate", "simulate", "download", "tokenize", "pretrain", "finetune", "evaluate", "report"]
+VERBS = ["validate", "simulate", "download", "tokenize", "pretrain", "finetune", "evaluate", "report", "bench"]
 TASKS = ["markov", "language", "controls", "classification"]
 COMMANDS = [[verb] for verb in VERBS] + [["evaluate", task] for task in TASKS]
 
@@ -62,7 +62,7 @@ def test_help(command: list[str], capsys: pytest.CaptureFixture) -> None:
     assert stop.value.code == EXIT_OK
     shown = capsys.readouterr().out
     assert shown.startswith(f"usage: {' '.join(['genomem', *command])}")
-    listed = VERBS if not command else TASKS if command == ["evaluate"] else ["STUDY"]
+    listed = {"": VERBS, "evaluate": TASKS, "bench": ["memory"]}.get(" ".join(command), ["STUDY"])
     assert all(word in shown for word in listed)
 
 
