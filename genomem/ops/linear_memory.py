@@ -18,10 +18,12 @@ alpha    `forget`       share of the memory forgotten, in [0, 1] eq. 13
 W, S     `state`        memory (M in the paper) and momentum     eq. 13, 14
 ======== ============== ======================================== =========================
 
-The loss is that of eq. 12 with the factor 1/2 of the paper's appendix C, and every gradient is taken at the memory just before the token
-(eq. 16 with gradient blocks of one token), which is the sequential definition.
+The loss is that of eq. 12 with the factor 1/2 of the paper's appendix C. With `gradient_block` 1 every gradient is taken at the memory
+just before the token, which is the sequential definition; with b, at the memory before the block of b tokens that the token stands in
+(eq. 16). Blocks are counted over real tokens, from the first of each document. b belongs to the model, the chunk size does not.
 
-How chunks are computed, forward and backward, stands in `genomem.ops.linear_memory_span`.
+How chunks are computed stands in `genomem.ops.linear_memory_span` (b = 1, one forget gate a head: fast, with a backward pass by hand)
+and in `genomem.ops.linear_memory_blocks` (everything else).
 """
 
 from __future__ import annotations
@@ -32,10 +34,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from genomem.ops.linear_memory_blocks import BlockState, blockwise_linear_memory
 from genomem.ops.linear_memory_span import Span
 
-State = tuple[Tensor, Tensor | None]
-MaybeState = tuple[Tensor | None, Tensor | None] | None
+State = tuple[Tensor, Tensor | None] | BlockState
+MaybeState = tuple[Tensor | None, Tensor | None] | BlockState | None
 
 
 def chunked_linear_memory(
@@ -50,6 +53,7 @@ def chunked_linear_memory(
     mask: Tensor | None = None,
     reset: Tensor | None = None,
     chunk_size: int = 64,
+    gradient_block: int = 1,
     objective: str = "squared",
     decay_first: bool = False,
     read: str = "after",
@@ -64,24 +68,46 @@ def chunked_linear_memory(
         value: ``[B, T, H, V]``.
         step_size: theta, ``[B, T, H]``. With momentum, ``(1 - momentum) * step`` with step in (0, 1] stays bounded for repeated keys.
         momentum: eta, ``[B, T, H]`` in [0, 1], values and not logits. None is zero everywhere and costs nothing.
-        forget: alpha, ``[B, T, H]`` in [0, 1], values and not logits. None is zero everywhere.
-        state: ``(W, S)``, each ``[B, H, K, V]``; None is zero.
+        forget: alpha, ``[B, T, H]``, or ``[B, T, H, K]`` for a gate a key channel, in [0, 1], values and not logits. None is zero.
+        state: ``(W, S)``, each ``[B, H, K, V]``, at the start of a gradient block; or what the last call returned; None is zero.
         mask: ``[B, T]`` bool, True for a real token. Others leave the state as it is and read zero.
-        reset: ``[B, T]`` bool, True for the first token of a packed document: W and S are zero before it.
+        reset: ``[B, T]`` bool, True for the first token of a packed document: W and S are zero before it. On padding it says nothing.
         chunk_size: Tokens a chunk; a choice of speed, not of the result.
+        gradient_block: b, tokens that take their gradients at the same memory.
         objective: "squared" (delta rule) or "dot" (plain outer products).
-        decay_first: Take the gradient at ``(1 - alpha_t) W_{t-1}``; without momentum that is Gated DeltaNet.
+        decay_first: Take the gradient of token t at ``(1 - alpha_t)`` times that memory; with b = 1 and no momentum that is Gated DeltaNet.
         read: "after" the update of the token, or "before" it.
 
     Returns:
-        The output, and ``(W, S)`` after the last token; S is None without momentum.
+        The output, and ``(W, S)`` after the last token, or a `BlockState` for b > 1; S is None without momentum.
 
     Raises:
-        ValueError: `objective`, `read` or `chunk_size` is not one of the above.
+        ValueError: `objective`, `read`, `chunk_size` or `gradient_block` is not one of the above.
     """
-    _check(objective, read, chunk_size)
+    _check(objective, read, chunk_size, gradient_block)
+    reset = reset if reset is None or mask is None else reset & mask
+    opened = _open(key, value, momentum, state)
+    if gradient_block > 1 or (forget is not None and forget.dim() == 4):
+        output, opened = blockwise_linear_memory(
+            query,
+            key,
+            value,
+            step_size=step_size,
+            momentum=momentum,
+            forget=forget,
+            state=opened,
+            mask=mask,
+            reset=reset,
+            chunk_size=chunk_size,
+            gradient_block=gradient_block,
+            objective=objective,
+            decay_first=decay_first,
+            read=read,
+        )
+        return _hide(output, mask, reset, read), opened if gradient_block > 1 else opened[:2]
     batch, length, heads, _ = key.shape
-    memory, gates = _prepare(key, value, step_size, momentum, forget, state, mask, reset, objective, decay_first)
+    memory = opened.memory if opened.surprise is None else torch.cat([opened.memory, opened.surprise], dim=2)
+    gates = _gates(step_size, momentum, forget, mask, reset, objective, decay_first, memory.dtype)
     spans = _spans(length, chunk_size, batch * heads, query.device)
     outputs = [query.new_zeros(batch, 0, heads, value.shape[-1])]
     memory = memory.flatten(0, 1)
@@ -103,75 +129,100 @@ def recurrent_linear_memory(
     state: MaybeState = None,
     mask: Tensor | None = None,
     reset: Tensor | None = None,
+    gradient_block: int = 1,
     objective: str = "squared",
     decay_first: bool = False,
     read: str = "after",
 ) -> tuple[Tensor, State]:
     """Returns what :func:`chunked_linear_memory` returns, one token at a time: the form for streaming."""
-    _check(objective, read)
-    memory, gates = _prepare(key, value, step_size, momentum, forget, state, mask, reset, objective, decay_first)
-    state = _unpack(memory, momentum)
+    _check(objective, read, 1, gradient_block)
+    reset = reset if reset is None or mask is None else reset & mask
+    opened = _open(key, value, momentum, state)
+    dtype = opened.memory.dtype
+    inputs = (query, key, value, step_size, momentum, forget)
     outputs = [query.new_zeros(query.shape[0], 0, *value.shape[2:])]
-    for _, *token in zip(*_cut([(1, 1)] * query.shape[1], query, key, value, *gates), strict=True):
-        token = [None if part is None else part[:, 0].to(memory.dtype) for part in token]
-        with torch.autocast(query.device.type, enabled=False):
-            output, state = _step(*token, state=state, read=read)
-        outputs.append(output[:, None].to(query.dtype))
-    return _hide(torch.cat(outputs, dim=1), mask, reset, read), state
+    with torch.autocast(query.device.type, enabled=False):
+        for t in range(query.shape[1]):
+            token: list[Any] = [None if part is None else part[:, t].to(dtype) for part in inputs]
+            real, starts = (None if flag is None else flag[:, t] for flag in (mask, reset))
+            output, opened = _step(token, real, starts, opened, gradient_block, (objective, decay_first, read))
+            outputs.append(output[:, None].to(query.dtype))
+    output = _hide(torch.cat(outputs, dim=1), mask, reset, read)
+    return output, opened if gradient_block > 1 else opened[:2]
 
 
 def _step(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    write: Tensor,
-    erase: Tensor | None,
-    momentum: Tensor | None,
-    keep: Tensor | None,
-    real: Tensor | None,
-    *,
-    state: State,
-    read: str,
-) -> tuple[Tensor, State]:
-    memory, surprise = state
-    update = write[..., None] * value
-    if erase is not None:
-        update = update - erase[..., None] * torch.einsum("bhk,bhkv->bhv", key, memory)
-    update = key[..., None] * update[..., None, :]
-    kept = memory if keep is None else keep[..., None, None] * memory
+    token: list[Any], real: Tensor | None, starts: Tensor | None, state: BlockState, gradient_block: int, rule: tuple[str, bool, str]
+) -> tuple[Tensor, BlockState]:
+    """Takes one token: query, key, value, step size, momentum and forget gate, each ``[B, H, ...]``."""
+    query, key, value, step_size, momentum, forget = token
+    objective, decay_first, read = rule
+    memory, surprise, opened, position = state
+    if starts is not None:
+        cleared = starts[:, None, None, None]
+        memory, surprise = memory.masked_fill(cleared, 0), None if surprise is None else surprise.masked_fill(cleared, 0)
+        position = position.masked_fill(starts, 0)
+    opened = torch.where((position == 0)[:, None, None, None], memory, opened) if gradient_block > 1 else memory
+    keep = None if forget is None else 1 - (forget if forget.dim() == 3 else forget[..., None])
+    if objective == "squared":
+        seen = key * keep if decay_first and keep is not None else key
+        value = value - torch.einsum("bhk,bhkv->bhv", seen, opened)
+    update = key[..., None] * (step_size[..., None] * value)[..., None, :]
     if momentum is not None and surprise is not None:
-        surprise = update = momentum[..., None, None] * surprise + update
-        update = update if real is None else real[..., None, None] * update
-    read_from = memory if read == "before" else kept + update
-    return torch.einsum("bhk,bhkv->bhv", query, read_from), (kept + update, surprise)
+        update = update + momentum[..., None, None] * surprise
+    after = BlockState(
+        update + (memory if keep is None else keep[..., None] * memory),
+        None if momentum is None else update,
+        opened,
+        (position + 1) % gradient_block,
+    )
+    output = torch.einsum("bhk,bhkv->bhv", query, memory if read == "before" else after.memory)
+    return output, after if real is None else _where(real, after, BlockState(memory, surprise, opened, position))
 
 
-def _check(objective: str, read: str, chunk_size: int = 1) -> None:
+def _where(real: Tensor, after: BlockState, before: BlockState) -> BlockState:
+    """Keeps the state of rows whose token is padding."""
+    pairs: Any = zip(after, before, strict=True)
+    parts: list[Any] = [None if a is None else torch.where(real.view(-1, *[1] * (a.dim() - 1)), a, b) for a, b in pairs]
+    return BlockState(parts[0], parts[1], parts[2], parts[3])
+
+
+def _check(objective: str, read: str, chunk_size: int, gradient_block: int) -> None:
     if objective not in ("squared", "dot"):
         raise ValueError(f"objective is {objective!r}; it must be 'squared' or 'dot'")
     if read not in ("after", "before"):
         raise ValueError(f"read is {read!r}; it must be 'after' or 'before'")
-    if chunk_size < 1:
-        raise ValueError(f"chunk_size is {chunk_size}; it must be at least 1")
+    for name, size in (("chunk_size", chunk_size), ("gradient_block", gradient_block)):
+        if size < 1:
+            raise ValueError(f"{name} is {size}; it must be at least 1")
 
 
-def _prepare(
-    key: Tensor,
-    value: Tensor,
+def _open(key: Tensor, value: Tensor, momentum: Tensor | None, state: MaybeState) -> BlockState:
+    """Returns the whole state, float32 or float64: zero where none is given, and at the start of a block unless one is open."""
+    dtype = torch.float64 if key.dtype == torch.float64 else torch.float32
+    zeros = key.new_zeros(key.shape[0], key.shape[2], key.shape[3], value.shape[3], dtype=dtype)
+    given = (None, None) if state is None else state[:2]
+    memory, surprise = (zeros if part is None else part.to(dtype) for part in given)
+    held = None if momentum is None else surprise
+    if isinstance(state, BlockState):
+        return BlockState(memory, held, state.block_memory.to(dtype), state.position)
+    return BlockState(memory, held, memory, torch.zeros(key.shape[0], dtype=torch.int64, device=key.device))
+
+
+def _gates(
     step_size: Tensor,
     momentum: Tensor | None,
     forget: Tensor | None,
-    state: MaybeState,
     mask: Tensor | None,
     reset: Tensor | None,
     objective: str,
     decay_first: bool,
-) -> tuple[Tensor, tuple[Tensor | None, ...]]:
-    """Puts mask, reset and `decay_first` into the gates; returns the state ``[B, H, K or 2K, V]`` and the gates ``[B, T, H]``.
+    dtype: torch.dtype,
+) -> tuple[Tensor | None, ...]:
+    """Puts mask, reset and `decay_first` into the gates, each ``[B, T, H]``.
 
-    Gates: write (theta), erase (theta times what of the memory the gradient sees), momentum, keep (1 - alpha), real (1 or 0).
+    They are: write (theta), erase (theta times what of the memory the gradient sees), momentum, keep (1 - alpha), real (1 or 0).
     """
-    dtype = torch.float64 if key.dtype == torch.float64 else torch.float32
     real = torch.ones_like(step_size, dtype=torch.bool) if mask is None else mask[..., None].expand_as(step_size)
     write = torch.where(real, step_size.to(dtype), 0.0)
     stays = None if reset is None else (~reset)[..., None].expand_as(step_size).to(dtype)
@@ -182,10 +233,7 @@ def _prepare(
         momentum = momentum if stays is None else momentum * stays
     seen = keep if decay_first else stays
     erase = None if objective == "dot" else write if seen is None else write * seen
-    shape = key.shape[0], key.shape[2], key.shape[3], value.shape[3]
-    memory, surprise = (key.new_zeros(shape, dtype=dtype) if part is None else part.to(dtype) for part in state or (None, None))
-    memory = memory if momentum is None else torch.cat([memory, surprise], dim=2)
-    return memory, (write, erase, momentum, keep, None if momentum is None or mask is None else real.to(dtype))
+    return write, erase, momentum, keep, None if momentum is None or mask is None else real.to(dtype)
 
 
 def _unpack(memory: Tensor, momentum: Tensor | None) -> State:

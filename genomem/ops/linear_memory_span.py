@@ -18,11 +18,13 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple, overload
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from genomem.ops.chunks import by_chunk, fold, running_products, unfold
 
 
 def _full_precision(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -46,7 +48,7 @@ class Span(torch.autograd.Function):
     @staticmethod
     @_full_precision
     def forward(ctx, query, key, value, write, erase, momentum, keep, real, state, chunk, lag):
-        q, k, v, *gates = (_fold(part, chunk, state.dtype) for part in (query, key, value, write, erase, momentum, keep, real))
+        q, k, v, *gates = (fold(part, chunk, state.dtype) for part in (query, key, value, write, erase, momentum, keep, real))
         write, erase, *rest = gates
         decay = _decay(*rest, like=write)
         inverse = None if erase is None else _inverse(erase * k, k, decay.weights)
@@ -55,14 +57,14 @@ class Span(torch.autograd.Function):
         output = torch.bmm(_outer(q, _lagged(decay.inherited, lag, first=1)), states[:-1].flatten(0, 1)).baddbmm_(scores, writes)
         ctx.save_for_backward(query, key, value, *gates, inverse, states, writes)
         ctx.chunk, ctx.lag = chunk, lag
-        return _unfold(output, query).to(query.dtype), states[-1].clone()
+        return unfold(output, query).to(query.dtype), states[-1].clone()
 
     @staticmethod
     @_full_precision
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad_output, grad_state):
         query, key, value, write, erase, momentum, keep, real, inverse, states, writes = ctx.saved_tensors
-        q, k, v, grad_y = (_fold(part, ctx.chunk, states.dtype) for part in (query, key, value, grad_output))
+        q, k, v, grad_y = (fold(part, ctx.chunk, states.dtype) for part in (query, key, value, grad_output))
         decay = _decay(momentum, keep, real, like=write)
         starts = states[:-1].flatten(0, 1)
 
@@ -86,8 +88,8 @@ class Span(torch.autograd.Function):
         grad_momentum, grad_keep = _gates_backward(decay, grad_weights, grad_inherited, grad_last, grad_fade, ctx.needs_input_grad[5:7])
         grad_write = (grad_target * v).sum(-1, keepdim=True)
         inputs = zip((grad_q, grad_k, write * grad_target), (query, key, value), strict=True)
-        gates = (None if grad is None else _unfold(grad, query)[..., 0] for grad in (grad_write, grad_erase, grad_momentum, grad_keep))
-        return *(_unfold(grad, query).to(part.dtype) for grad, part in inputs), *gates, None, grad_first, None, None
+        gates = (None if grad is None else unfold(grad, query)[..., 0] for grad in (grad_write, grad_erase, grad_momentum, grad_keep))
+        return *(unfold(grad, query).to(part.dtype) for grad, part in inputs), *gates, None, grad_first, None, None
 
 
 class _Decay(NamedTuple):
@@ -102,22 +104,15 @@ class _Decay(NamedTuple):
 
 
 def _decay(momentum: Tensor | None, keep: Tensor | None, real: Tensor | None, *, like: Tensor) -> _Decay:
-    kept, from_memory = _running_products(torch.ones_like(like) if keep is None else keep)
+    kept, from_memory = running_products(torch.ones_like(like) if keep is None else keep)
     if momentum is None:
         return _Decay(kept, from_memory, kept[:, -1, :, None], kept, None, None)
-    fading, carried = _running_products(momentum)
+    fading, carried = running_products(momentum)
     # A padded token keeps W as it is: its S is not added.
     added, added_carried = (fading, carried) if real is None else (real * fading, real * carried)
     weights = torch.bmm(kept, added)
     inherited = torch.cat([from_memory, torch.bmm(kept, added_carried)], dim=2)
     return _Decay(weights, inherited, torch.stack([weights[:, -1], fading[:, -1]], dim=2), kept, fading, carried)
-
-
-def _running_products(gate: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns the products of the gate ``[M, C, 1]`` over ``i < j <= t``, ``[M, C, C]``, and over all ``j <= t``, ``[M, C, 1]``."""
-    lower = gate.new_ones(gate.shape[1], gate.shape[1]).tril()
-    later = lower.tril(-1)
-    return torch.addcmul(1 - later, later, gate).cumprod(1).mul_(lower), gate.cumprod(1)
 
 
 def _inverse(erased: Tensor, key: Tensor, weights: Tensor) -> Tensor:
@@ -136,11 +131,11 @@ def _scan(key: Tensor, target: Tensor, erase: Tensor | None, inverse: Tensor | N
     """Goes through the chunks; returns the states ``[n + 1, N, P K, V]`` at their borders and the writes ``u``, ``[M, C, V]``."""
     chunks = key.shape[0] // state.shape[0]
     own = target if inverse is None else torch.bmm(inverse, target)
-    erased = None if erase is None or inverse is None else _by_chunk(_erased(key, erase, inverse, decay), chunks)
-    stored = _by_chunk(_outer(key, decay.last), chunks)
+    erased = None if erase is None or inverse is None else by_chunk(_erased(key, erase, inverse, decay), chunks)
+    stored = by_chunk(_outer(key, decay.last), chunks)
     states = state.new_empty(chunks + 1, *state.shape)
     states[0] = state
-    borders, writes = states.unbind(0), _by_chunk(own, chunks)
+    borders, writes = states.unbind(0), by_chunk(own, chunks)
     for chunk, fade in enumerate(_fades(decay, key.shape[-1], chunks)):
         if erased is not None:
             writes[chunk].baddbmm_(erased[chunk], borders[chunk], alpha=-1)
@@ -164,10 +159,10 @@ def _scan_backward(
         The gradients of the state at the end of each chunk, ``[M, P K, V]``, and of the state before the first.
     """
     chunks = key.shape[0] // grad_state.shape[0]
-    erased = None if erase is None or inverse is None else _by_chunk(_erased(key, erase, inverse, decay), chunks)
-    stored, writes, starts = (_by_chunk(part, chunks) for part in (_outer(key, decay.last), grad_writes, grad_starts))
+    erased = None if erase is None or inverse is None else by_chunk(_erased(key, erase, inverse, decay), chunks)
+    stored, writes, starts = (by_chunk(part, chunks) for part in (_outer(key, decay.last), grad_writes, grad_starts))
     grads = torch.empty_like(grad_starts)
-    ends = _by_chunk(grads, chunks)
+    ends = by_chunk(grads, chunks)
     fades = _fades(decay, key.shape[-1], chunks)
     for chunk in reversed(range(chunks)):
         ends[chunk].copy_(grad_state)
@@ -195,9 +190,9 @@ def _solve_backward(
 def _fades(decay: _Decay, key_width: int, chunks: int) -> list[tuple[Tensor, Tensor | None]]:
     """Returns for each chunk what its state is multiplied with, ``[N, P K, 1]``, and how much of S goes into W, ``[N, 1, 1]`` or None."""
     if decay.carried is None:
-        return [(fade, None) for fade in _by_chunk(decay.inherited[:, -1:], chunks)]
+        return [(fade, None) for fade in by_chunk(decay.inherited[:, -1:], chunks)]
     own = torch.cat([decay.inherited[:, -1, :1], decay.carried[:, -1]], dim=1).repeat_interleave(key_width, dim=1)
-    return list(zip(_by_chunk(own[..., None], chunks), _by_chunk(decay.inherited[:, -1:, 1:], chunks), strict=True))
+    return list(zip(by_chunk(own[..., None], chunks), by_chunk(decay.inherited[:, -1:, 1:], chunks), strict=True))
 
 
 def _fade(state: Tensor, fade: Tensor, mixed: Tensor | None, *, out: Tensor) -> None:
@@ -279,25 +274,3 @@ def _lagged(rows: Tensor, lag: int, first: int = 0) -> Tensor:
 
 def _advanced(rows: Tensor, lag: int) -> Tensor:
     return rows if lag == 0 else F.pad(rows[:, 1:], (0, 0, 0, 1))
-
-
-@overload
-def _fold(sequence: Tensor, chunk: int, dtype: torch.dtype) -> Tensor: ...
-@overload
-def _fold(sequence: None, chunk: int, dtype: torch.dtype) -> None: ...
-def _fold(sequence: Tensor | None, chunk: int, dtype: torch.dtype) -> Tensor | None:
-    """``[B, n C, H, X]``, or ``[B, n C, H]`` as X = 1, to ``[n B H, C, X]``."""
-    if sequence is None:
-        return None
-    sequence = sequence if sequence.dim() == 4 else sequence[..., None]
-    chunks = sequence.to(dtype).unflatten(1, (-1, chunk))
-    return chunks.permute(1, 0, 3, 2, 4).flatten(0, 2).contiguous()
-
-
-def _unfold(folded: Tensor, like: Tensor) -> Tensor:
-    """``[n B H, C, X]`` to ``[B, n C, H, X]``."""
-    return folded.unflatten(0, (-1, like.shape[0], like.shape[2])).permute(1, 0, 3, 2, 4).flatten(1, 2)
-
-
-def _by_chunk(folded: Tensor, chunks: int) -> tuple[Tensor, ...]:
-    return folded.unflatten(0, (chunks, -1)).unbind(0)

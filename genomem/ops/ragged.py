@@ -1,4 +1,4 @@
-"""Rows that are padded here and there: bring the real tokens to the front, keep the last of them, cut documents into blocks."""
+"""Rows that are padded here and there: real tokens to the front, the last of them, tokens put in between, documents cut into blocks."""
 
 from __future__ import annotations
 
@@ -37,6 +37,29 @@ def take_last(x: Tensor, lengths: Tensor, count: int) -> Tensor:
     """
     steps = torch.arange(count, device=x.device)
     return reorder(x, lengths[:, None] - count + steps)
+
+
+def insert_before(places: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Makes room for `count` new tokens in front of some tokens of each row; rows with fewer such places end with empty slots.
+
+    Args:
+        places: `[B, T]` bool, True at the tokens to insert in front of; T is at least 1.
+        count: New tokens at each place.
+
+    Returns:
+        For `take_slots`, the token in each slot, `[B, S]` int64: T + p is the p-th new token, T + count an empty slot. And `[B, T]` int64,
+        the slot of each token.
+    """
+    batch, tokens = places.shape
+    place, new = torch.arange(tokens, device=places.device), torch.arange(count, device=places.device)
+    inserted = places.cumsum(1)
+    slot = place + count * inserted
+    slots = tokens + count * int(inserted.max())
+    # One more slot takes what is inserted nowhere.
+    source = torch.full((batch, slots + 1), tokens + count, device=places.device)
+    new_slot = torch.where(places[..., None], slot[..., None] - count + new, slots)
+    source = source.scatter(1, new_slot.flatten(1), (tokens + new).expand_as(new_slot).flatten(1))
+    return source.scatter(1, slot, place.expand(batch, -1))[:, :-1], slot
 
 
 class Blocks(NamedTuple):

@@ -4,20 +4,22 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from genomem.ops import linear_memory, reference
+from genomem.ops import linear_memory, linear_memory_blocks, reference
 from genomem.ops.linear_memory import chunked_linear_memory, recurrent_linear_memory
 
 FORMS = {"chunked": chunked_linear_memory, "recurrent": recurrent_linear_memory}
 TIGHT = {"rtol": 1e-9, "atol": 1e-9}
 
 
-def _inputs(length, *, batch=2, heads=2, key_width=5, value_width=3, dtype=torch.float64, seed=0):
+def _inputs(length, *, batch=2, heads=2, key_width=5, value_width=3, dtype=torch.float64, seed=0, per_channel=False):
     generator = torch.Generator().manual_seed(seed)
     normal = lambda *shape: torch.randn(*shape, dtype=torch.float64, generator=generator)  # noqa: E731
     gate = lambda: torch.rand(batch, length, heads, dtype=torch.float64, generator=generator)  # noqa: E731
     unit = lambda: F.normalize(normal(batch, length, heads, key_width), dim=-1)  # noqa: E731
     inputs = {"query": unit(), "key": unit(), "value": normal(batch, length, heads, value_width)}
     inputs |= {"step_size": gate(), "momentum": gate(), "forget": 0.2 * gate()}
+    if per_channel:
+        inputs["forget"] = torch.rand(batch, length, heads, key_width, dtype=torch.float64, generator=generator)
     inputs |= {"W": normal(batch, heads, key_width, value_width), "S": normal(batch, heads, key_width, value_width)}
     return {name: part.to(dtype) for name, part in inputs.items()}
 
@@ -30,7 +32,7 @@ def _run(form, inputs, **options):
 def _with_gradients(form, inputs, **options):
     """Returns output, states and the gradients of a random weighting of them with respect to all inputs."""
     leaves = {name: part.detach().clone().requires_grad_() for name, part in inputs.items() if part is not None}
-    output, (memory, surprise) = _run(form, leaves, **options)
+    output, (memory, surprise, *_) = _run(form, leaves, **options)
     results = [output, memory] + ([surprise] if "momentum" in leaves else [])
     generator = torch.Generator().manual_seed(9)
     loss = sum((part * torch.randn(part.shape, dtype=torch.float64, generator=generator)).sum() for part in results)
@@ -40,10 +42,13 @@ def _with_gradients(form, inputs, **options):
 
 
 def _assert_same(form, inputs, options=None, **only):
+    """Compares with the definition; `only` holds what the definition has no word for, such as several chunk sizes."""
     expected = _with_gradients(reference.linear_memory, inputs, **(options or {}))
-    actual = _with_gradients(form, inputs, **(options or {}), **only)
-    for name, value in expected.items():
-        torch.testing.assert_close(actual[name], value, **TIGHT, msg=lambda text, name=name: f"{name}: {text}")
+    sizes = only.get("chunk_size")
+    for each in [only] if not isinstance(sizes, tuple) else [{"chunk_size": size} for size in sizes]:
+        actual = _with_gradients(form, inputs, **(options or {}), **each)
+        for name, value in expected.items():
+            torch.testing.assert_close(actual[name], value, **TIGHT, msg=lambda text, name=name: f"{name}: {text}")
 
 
 @pytest.mark.parametrize("length", [0, 1, 63, 64, 65, 200])
@@ -222,7 +227,141 @@ def test_reads_are_causal():
     assert not torch.equal(first[:, 21], second[:, 21])
 
 
-@pytest.mark.parametrize("option", [{"objective": "cosine"}, {"read": "later"}, {"chunk_size": 0}])
+BLOCKS = [(3, False), (8, False), (64, False), (1, True), (3, True)]
+
+
+def _borders(length, seed=1):
+    generator = torch.Generator().manual_seed(seed)
+    return {"mask": torch.rand(2, length, generator=generator) > 0.3, "reset": torch.rand(2, length, generator=generator) > 0.85}
+
+
+RULES = {
+    "plain": ((), "squared", False, "after"),
+    "mask": (("mask",), "squared", False, "before"),
+    "reset": (("reset",), "squared", True, "after"),
+    "both": (("mask", "reset"), "squared", True, "before"),
+    "dot": (("mask", "reset"), "dot", False, "after"),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(("block", "per_channel"), BLOCKS, ids=str)
+@pytest.mark.parametrize("momentum", [True, False])
+@pytest.mark.parametrize("rule", RULES)
+def test_gradient_blocks_and_gates_a_channel_equal_the_definition(form, block, per_channel, momentum, rule):
+    inputs = _inputs(13, per_channel=per_channel) | ({} if momentum else {"momentum": None})
+    flags, objective, decay_first, read = RULES[rule]
+    options = {"objective": objective, "decay_first": decay_first, "read": read, "gradient_block": block}
+    options |= {name: flag for name, flag in _borders(13).items() if name in flags}
+    _assert_same(FORMS[form], inputs, options, **({"chunk_size": (1, 5, 64)} if form == "chunked" else {}))
+
+
+@pytest.mark.parametrize("length", [0, 1, 8, 60])
+@pytest.mark.parametrize(("block", "per_channel"), [(8, False), (1, True)], ids=str)
+def test_gradient_blocks_of_any_length(length, block, per_channel):
+    _assert_same(chunked_linear_memory, _inputs(length, batch=1, per_channel=per_channel), {"gradient_block": block}, chunk_size=16)
+
+
+@pytest.mark.parametrize("forget", [None, 0.0, 1.0])
+@pytest.mark.parametrize("momentum", [None, 0.0, 1.0])
+@pytest.mark.parametrize(("block", "per_channel"), [(4, False), (1, True)], ids=str)
+def test_gradient_blocks_with_gates_at_their_limits(forget, momentum, block, per_channel):
+    inputs = _inputs(13, per_channel=per_channel)
+    for name, limit in (("momentum", momentum), ("forget", forget)):
+        if limit is None:
+            inputs[name] = None
+        else:
+            inputs[name][:, ::3] = limit
+    _assert_same(chunked_linear_memory, inputs, {"gradient_block": block}, chunk_size=6)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("splits", [(1,), (7, 9), (8, 16), (0, 3, 3, 25), tuple(range(30))], ids=str)
+@pytest.mark.parametrize(("block", "per_channel"), [(8, False), (3, True), (1, True)], ids=str)
+@pytest.mark.parametrize("flags", [False, True])
+def test_a_split_inside_a_gradient_block_carries_its_start(form, splits, block, per_channel, flags):
+    inputs, options = _inputs(30, per_channel=per_channel), {"gradient_block": block} | ({"chunk_size": 6} if form == "chunked" else {})
+    borders = _borders(30) if flags else {}
+    whole, end = _run(FORMS[form], inputs, **options, **borders)
+    tokens = {name: part for name, part in inputs.items() if name not in ("W", "S")}
+    pieces, state = [], (inputs["W"], inputs["S"])
+    for start, stop in zip((0, *splits), (*splits, 30), strict=True):
+        part, part_borders = ({name: x[:, start:stop] for name, x in group.items()} for group in (tokens, borders))
+        query, key, value = (part.pop(name) for name in ("query", "key", "value"))
+        piece, state = FORMS[form](query, key, value, **part, state=state, **options, **part_borders)
+        pieces.append(piece)
+    torch.testing.assert_close(torch.cat(pieces, dim=1), whole, **TIGHT)
+    for actual, expected in zip(state[:2], end[:2], strict=True):
+        torch.testing.assert_close(actual, expected, **TIGHT)
+    assert (len(state) == 2) is (block == 1)
+
+
+def test_padding_says_nothing_about_documents():
+    inputs, borders = _inputs(30), _borders(30)
+    for form in FORMS.values():
+        ignored, _ = _run(form, inputs, mask=borders["mask"], reset=borders["reset"] & borders["mask"])
+        torch.testing.assert_close(_run(form, inputs, **borders)[0], ignored, **TIGHT)
+
+
+def test_equal_gates_in_all_channels_are_one_gate_a_head():
+    inputs = _inputs(40)
+    expected = _with_gradients(chunked_linear_memory, inputs, chunk_size=16)
+    spread = {"forget": inputs["forget"][..., None].expand(-1, -1, -1, 5).clone()}
+    actual = _with_gradients(chunked_linear_memory, inputs | spread, chunk_size=16)
+    actual["d forget"] = actual["d forget"].sum(-1)
+    for name, part in expected.items():
+        torch.testing.assert_close(actual[name], part, **TIGHT)
+
+
+def test_without_momentum_and_forgetting_a_gradient_block_is_ttt_linear():
+    inputs, block = _inputs(24, batch=1, heads=1) | {"momentum": None, "forget": None, "W": None, "S": None}, 8
+    output, _ = _run(chunked_linear_memory, inputs, gradient_block=block)
+    weights = torch.zeros(5, 3).double()
+    for start in range(0, 24, block):
+        rows = slice(start, start + block)
+        query, key, value, step = (inputs[name][0, rows, 0] for name in ("query", "key", "value", "step_size"))
+        gradients = step[:, None, None] * key[:, :, None] * (key @ weights - value)[:, None, :]
+        inside = weights - gradients.cumsum(0)
+        torch.testing.assert_close(output[0, rows, 0], torch.einsum("tk,tkv->tv", query, inside), **TIGHT)
+        weights = inside[-1]
+
+
+def test_a_gate_a_channel_on_plain_outer_products_is_gated_linear_attention():
+    inputs = _inputs(30, batch=1, heads=1, per_channel=True) | {"momentum": None, "W": None, "S": None}
+    output, _ = _run(chunked_linear_memory, inputs, objective="dot", chunk_size=8)
+    state = torch.zeros(5, 3).double()
+    for t in range(30):
+        query, key, value, step, forget = (inputs[name][0, t, 0] for name in ("query", "key", "value", "step_size", "forget"))
+        state = (1 - forget)[:, None] * state + step * key[:, None] * value[None, :]
+        torch.testing.assert_close(output[0, t, 0], query @ state, **TIGHT)
+
+
+def test_many_spans_of_gradient_blocks_equal_one(monkeypatch):
+    inputs = _inputs(50)
+    whole = _with_gradients(chunked_linear_memory, inputs, chunk_size=8, gradient_block=4)
+    monkeypatch.setattr(linear_memory_blocks, "_SPAN_ELEMENTS", {"cpu": 1})
+    for name, part in _with_gradients(chunked_linear_memory, inputs, chunk_size=8, gradient_block=4).items():
+        torch.testing.assert_close(part, whole[name], **TIGHT)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.bfloat16, 4e-2)])
+@pytest.mark.parametrize(("block", "per_channel"), [(8, False), (1, True)], ids=str)
+def test_gradient_blocks_in_low_precision(dtype, tolerance, block, per_channel):
+    inputs = _inputs(70, dtype=torch.float32, per_channel=per_channel)
+    inputs["step_size"] = inputs["step_size"] / block
+    inputs |= {name: inputs[name].to(dtype) for name in ("query", "key", "value")}
+    actual = _with_gradients(chunked_linear_memory, inputs, gradient_block=block)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(_run(chunked_linear_memory, inputs, gradient_block=block)[0], actual["output"])
+    expected = _with_gradients(reference.linear_memory, {name: part.double() for name, part in inputs.items()}, gradient_block=block)
+    assert actual["output"].dtype == actual["d key"].dtype == dtype
+    assert actual["W"].dtype == actual["d momentum"].dtype == torch.float32
+    for name, part in expected.items():
+        error = (actual[name].double() - part).norm() / part.norm()
+        assert error < tolerance, f"{name}: relative error {error:.1e}"
+
+
+@pytest.mark.parametrize("option", [{"objective": "cosine"}, {"read": "later"}, {"chunk_size": 0}, {"gradient_block": 0}])
 def test_unknown_options_are_named(option):
     with pytest.raises(ValueError, match=next(iter(option))):
         _run(chunked_linear_memory, _inputs(3), **option)
