@@ -16,26 +16,14 @@ gradients. The backward pass is written by hand: it keeps u, the inverse of ``I 
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from genomem.ops.autocast import full_precision
 from genomem.ops.chunks import by_chunk, fold, running_products, unfold
-
-
-def _full_precision(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Shields the method of an autograd function from autocast."""
-
-    @functools.wraps(function)
-    def shielded(ctx, first, *rest):
-        with torch.autocast(first.device.type, enabled=False):
-            return function(ctx, first, *rest)
-
-    return shielded
 
 
 class Span(torch.autograd.Function):
@@ -46,7 +34,7 @@ class Span(torch.autograd.Function):
     """
 
     @staticmethod
-    @_full_precision
+    @full_precision
     def forward(ctx, query, key, value, write, erase, momentum, keep, real, state, chunk, lag):
         q, k, v, *gates = (fold(part, chunk, state.dtype) for part in (query, key, value, write, erase, momentum, keep, real))
         write, erase, *rest = gates
@@ -60,7 +48,7 @@ class Span(torch.autograd.Function):
         return unfold(output, query).to(query.dtype), states[-1].clone()
 
     @staticmethod
-    @_full_precision
+    @full_precision
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad_output, grad_state):
         query, key, value, write, erase, momentum, keep, real, inverse, states, writes = ctx.saved_tensors

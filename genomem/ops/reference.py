@@ -71,9 +71,7 @@ def linear_memory(
             eta = 0.0 if momentum is None else momentum[:, t, :, None, None]
             alpha = 0.0 if forget is None else forget[:, t].reshape(batch, heads, -1, 1)
             decayed = (1 - alpha) * memory
-            gradient = _loss_gradient(
-                (1 - alpha) * at_block_start if decay_first else at_block_start, key[:, t], value[:, t], objective
-            )
+            gradient = _loss_gradient((1 - alpha) * at_block_start if decay_first else at_block_start, key[:, t], value[:, t], objective)
             new_surprise = eta * surprise - step_size[:, t, :, None, None] * gradient
             new_memory = decayed + new_surprise
             read_from = new_memory if read == "after" else memory
@@ -166,8 +164,8 @@ def neural_memory(
         outputs.append(torch.stack(output) if output else torch.zeros_like(value[b]))
         ends.append((memory, surprise, block_start))
         positions.append(position)
-    memory, surprise, block_start = (tuple(torch.stack(rows) for rows in zip(*parts, strict=True)) for parts in zip(*ends, strict=True))
-    return torch.stack(outputs), (memory, None if momentum is None else surprise, block_start, torch.tensor(positions))
+    last = [tuple(torch.stack(rows) for rows in zip(*parts, strict=True)) for parts in zip(*ends, strict=True)]
+    return torch.stack(outputs), (last[0], None if momentum is None else last[1], last[2], torch.tensor(positions))
 
 
 def _state_of_row(
