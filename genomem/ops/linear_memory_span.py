@@ -24,6 +24,7 @@ from torch import Tensor
 
 from genomem.ops.autocast import full_precision
 from genomem.ops.chunks import by_chunk, fold, running_products, unfold
+from genomem.ops.triton import linear_memory as kernels
 
 
 class Span(torch.autograd.Function):
@@ -41,8 +42,7 @@ class Span(torch.autograd.Function):
         decay = _decay(*rest, like=write)
         inverse = None if erase is None else _inverse(erase * k, k, decay.weights)
         states, writes = _scan(k, write * v, erase, inverse, decay, state)
-        scores = torch.bmm(q, k.mT).mul_(_lagged(decay.weights, lag))
-        output = torch.bmm(_outer(q, _lagged(decay.inherited, lag, first=1)), states[:-1].flatten(0, 1)).baddbmm_(scores, writes)
+        output = _read(q, k, decay, states, writes, lag)
         ctx.save_for_backward(query, key, value, *gates, inverse, states, writes)
         ctx.chunk, ctx.lag = chunk, lag
         return unfold(output, query).to(query.dtype), states[-1].clone()
@@ -92,6 +92,8 @@ class _Decay(NamedTuple):
 
 
 def _decay(momentum: Tensor | None, keep: Tensor | None, real: Tensor | None, *, like: Tensor) -> _Decay:
+    if kernels.supports(like):
+        return _Decay(*kernels.decay(momentum, keep, real, like=like))
     kept, from_memory = running_products(torch.ones_like(like) if keep is None else keep)
     if momentum is None:
         return _Decay(kept, from_memory, kept[:, -1, :, None], kept, None, None)
@@ -105,6 +107,8 @@ def _decay(momentum: Tensor | None, keep: Tensor | None, real: Tensor | None, *,
 
 def _inverse(erased: Tensor, key: Tensor, weights: Tensor) -> Tensor:
     """Returns ``(I + L)^-1``, ``[M, C, C]``. The solve reads nothing on or above the diagonal."""
+    if kernels.supports(key):
+        return kernels.inverse(erased, key, weights)
     matched = torch.bmm(erased, key.mT).mul_(_lagged(weights, 1))
     identity = torch.eye(key.shape[1], dtype=key.dtype, device=key.device).expand_as(matched)
     return torch.linalg.solve_triangular(matched, identity, upper=False, unitriangular=True)
@@ -117,6 +121,8 @@ def _erased(key: Tensor, erase: Tensor, inverse: Tensor, decay: _Decay) -> Tenso
 
 def _scan(key: Tensor, target: Tensor, erase: Tensor | None, inverse: Tensor | None, decay: _Decay, state: Tensor) -> tuple[Tensor, Tensor]:
     """Goes through the chunks; returns the states ``[n + 1, N, P K, V]`` at their borders and the writes ``u``, ``[M, C, V]``."""
+    if kernels.supports(key):
+        return kernels.scan(key, target, erase, inverse, decay, state)
     chunks = key.shape[0] // state.shape[0]
     own = target if inverse is None else torch.bmm(inverse, target)
     erased = None if erase is None or inverse is None else by_chunk(_erased(key, erase, inverse, decay), chunks)
@@ -146,6 +152,8 @@ def _scan_backward(
     Returns:
         The gradients of the state at the end of each chunk, ``[M, P K, V]``, and of the state before the first.
     """
+    if kernels.supports(key):
+        return kernels.scan_backward(key, erase, inverse, decay, grad_writes, grad_starts, grad_state)
     chunks = key.shape[0] // grad_state.shape[0]
     erased = None if erase is None or inverse is None else by_chunk(_erased(key, erase, inverse, decay), chunks)
     stored, writes, starts = (by_chunk(part, chunks) for part in (_outer(key, decay.last), grad_writes, grad_starts))
@@ -159,6 +167,14 @@ def _scan_backward(
         if erased is not None:
             grad_state.baddbmm_(erased[chunk].mT, writes[chunk], alpha=-1)
     return grads, grad_state.clone()
+
+
+def _read(query: Tensor, key: Tensor, decay: _Decay, states: Tensor, writes: Tensor, lag: int) -> Tensor:
+    """Returns what each token reads, ``[M, C, V]``, from the states ``[n + 1, N, P K, V]`` at the borders and the writes of its chunk."""
+    if kernels.supports(key):
+        return kernels.read(query, key, decay, states, writes, lag)
+    scores = torch.bmm(query, key.mT).mul_(_lagged(decay.weights, lag))
+    return torch.bmm(_outer(query, _lagged(decay.inherited, lag, first=1)), states[:-1].flatten(0, 1)).baddbmm_(scores, writes)
 
 
 def _solve_backward(
