@@ -30,7 +30,7 @@ BENCHMARKS = {
 STUDIES = {
     "unknown key": ({"pretrain": {"step": 3}}, "pretrain.step: unknown key; did you mean 'steps'? allowed keys: accumulation,"),
     "wrong type": ({"pretrain": {"steps": "many"}}, "pretrain.steps: input should be a valid integer"),
-    "unknown mixer": ({"models": {"m": {"layers": ["titan"]}}}, "unknown mixer 'titan'; known: 'titans_lmm', 'attention', 'causal_conv'"),
+    "unknown mixer": ({"models": {"m": {"layers": ["titan"]}}}, "unknown mixer 'titan'; known: 'titans_lmm', 'titans_mac',"),
     "unknown architecture": ({"models": {"m": {"architecture": "rnn"}}}, "unknown architecture 'rnn'"),
 }
 

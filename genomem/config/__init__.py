@@ -24,6 +24,7 @@ from genomem.config.schema import (
     Source,
     Study,
     TitansLMM,
+    is_bidirectional,
 )
 
 __all__ = [
@@ -49,6 +50,7 @@ __all__ = [
     "Study",
     "TitansLMM",
     "dump_study",
+    "is_bidirectional",
     "load_study",
     "merge",
     "parse_study",

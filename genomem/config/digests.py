@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from genomem.config.schema import Section, Study
+from genomem.config.schema import Section, Study, is_bidirectional
 
 STAGE_VERSIONS: dict[str, int] = {
     "simulate": 1,
@@ -96,7 +96,9 @@ def _bases(study: Study) -> Any:
 
 def _pretrain(study: Study, model: str) -> Any:
     weights = {name: genome.weight for name, genome in study.genomes.items()}
-    return _stage("pretrain", _all_but(study.pretrain, "checkpoint_every"), _all_but(study.models[model]), _bases(study), weights)
+    section = study.models[model]
+    unread = ["checkpoint_every"] if is_bidirectional(section) else ["checkpoint_every", "mask_fraction"]
+    return _stage("pretrain", _all_but(study.pretrain, *unread), _all_but(section), _bases(study), weights)
 
 
 def _finetune(study: Study, dataset: str, model: str) -> Any:

@@ -14,6 +14,19 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 BelowOne = Annotated[float, Field(ge=0.0, lt=1.0)]
 
+# Options of every Titans layer.
+Heads = Annotated[int, Field(ge=1)]
+ConvKernel = Annotated[int, Field(ge=1, description="taps of the causal convolution on query, key and value; 1 turns it off")]
+ChunkSize = Annotated[int, Field(ge=1, description="compute chunk of a linear memory; never changes the result")]
+Depth = Annotated[int, Field(ge=1, description="matrices in a memory; 1 is the linear memory")]
+HiddenRatio = Annotated[int, Field(ge=1, description="hidden width of a deep memory over the width of a head")]
+GradientBlock = Annotated[
+    Annotated[int, Field(ge=1)] | None,
+    Field(description="tokens that take their gradients at the same memory; none: 1 for a linear memory, 64 for a deep one"),
+]
+Persistent = Annotated[int, Field(ge=0, description="learned tokens that stand before every document; 0 turns them off")]
+Window = Annotated[int, Field(ge=1, description="how many tokens back the attention sees, the token itself included")]
+
 
 class Section(BaseModel):
     """A part of the study: immutable, and a misspelt key is an error."""
@@ -109,15 +122,68 @@ def _relative(value: str | None) -> str | None:
 
 
 class TitansLMM(Section):
-    """Exact linear neural memory (Titans LMM, gradient block 1)."""
+    """Neural long-term memory (Titans LMM); by default linear and exact, gradient block 1."""
 
     mixer: Literal["titans_lmm"] = "titans_lmm"
-    heads: int = Field(4, ge=1)
-    conv_kernel: int = Field(4, ge=1, description="taps of the causal convolution on query, key and value; 1 turns it off")
+    heads: Heads = 4
+    conv_kernel: ConvKernel = 4
     momentum: bool = True
     forget: bool = True
     output_gate: bool = True
-    chunk_size: int = Field(32, ge=1, description="compute chunk; never changes the result")
+    chunk_size: ChunkSize = 32
+    depth: Depth = 1
+    hidden_ratio: HiddenRatio = 4
+    gradient_block: GradientBlock = None
+    persistent: Persistent = 0
+
+
+class TitansMAC(Section):
+    """Attention inside segments with what a neural memory recalls as its context (Titans MAC, causal form)."""
+
+    mixer: Literal["titans_mac"] = "titans_mac"
+    heads: Heads = 4
+    segment: int = Field(128, ge=1, description="tokens that attend to each other")
+    persistent: Persistent = 4
+    conv_kernel: ConvKernel = 4
+    momentum: bool = True
+    forget: bool = True
+    chunk_size: ChunkSize = 32
+    depth: Depth = 1
+    hidden_ratio: HiddenRatio = 4
+    gradient_block: GradientBlock = None
+
+
+class TitansMAG(Section):
+    """Sliding-window attention gated by a neural memory beside it (Titans MAG)."""
+
+    mixer: Literal["titans_mag"] = "titans_mag"
+    heads: Heads = 4
+    window: Window = 256
+    persistent: Persistent = 4
+    conv_kernel: ConvKernel = 4
+    momentum: bool = True
+    forget: bool = True
+    chunk_size: ChunkSize = 32
+    depth: Depth = 1
+    hidden_ratio: HiddenRatio = 4
+    gradient_block: GradientBlock = None
+
+
+class TitansMAL(Section):
+    """A neural memory, then sliding-window attention over what it returns (Titans MAL)."""
+
+    mixer: Literal["titans_mal"] = "titans_mal"
+    heads: Heads = 4
+    window: Window = 256
+    persistent: Persistent = 4
+    conv_kernel: ConvKernel = 4
+    momentum: bool = True
+    forget: bool = True
+    output_gate: bool = True
+    chunk_size: ChunkSize = 32
+    depth: Depth = 1
+    hidden_ratio: HiddenRatio = 4
+    gradient_block: GradientBlock = None
 
 
 class Attention(Section):
@@ -137,7 +203,7 @@ class CausalConv(Section):
     dilation: int = Field(1, ge=1)
 
 
-AnyMixer = TitansLMM | Attention | CausalConv
+AnyMixer = TitansLMM | TitansMAC | TitansMAG | TitansMAL | Attention | CausalConv
 MIXER_OPTIONS: dict[str, type[Section]] = {section.model_fields["mixer"].default: section for section in get_args(AnyMixer)}
 Layer = Annotated[AnyMixer, Field(discriminator="mixer")]
 
@@ -152,6 +218,11 @@ class SequenceModel(Section):
     stem_kernel: int = Field(1, ge=1, description="bases that the motif detectors beside the embedding see; 1 turns them off")
     mlp_ratio: float = Field(2.0, ge=0, description="hidden width of the gated MLP over dim; 0 leaves the MLP out")
     dropout: float = Field(0.0, ge=0, lt=1)
+    bidirectional: bool = Field(
+        False,
+        description="reads both directions and both strands, and is pretrained on masked bases: it classifies a sequence and its reverse"
+        " complement alike (on a `stranded` benchmark it reads the given strand alone), and has no bits per base",
+    )
     pretrain: bool = Field(True, description="pretrain as a language model first; false trains from scratch on each benchmark")
 
     @field_validator("layers", mode="before")
@@ -172,8 +243,13 @@ class CNN(Section):
 Model = Annotated[SequenceModel | CNN, Field(discriminator="architecture")]
 
 
+def is_bidirectional(model: Model) -> bool:
+    """True for a model that reads both directions and both strands."""
+    return isinstance(model, SequenceModel) and model.bidirectional
+
+
 class Pretrain(Section):
-    """Next-nucleotide language modelling on the training chromosomes."""
+    """Language modelling on the training chromosomes: of the next base, or of masked bases where a model is bidirectional."""
 
     seed: int = Field(0, ge=0)
     context_bp: int = Field(1024, ge=8, description="bases in a training window")
@@ -186,6 +262,7 @@ class Pretrain(Section):
     weight_decay: float = Field(0.1, ge=0)
     betas: tuple[BelowOne, BelowOne] = (0.9, 0.95)
     gradient_clip: float = Field(1.0, gt=0)
+    mask_fraction: float = Field(0.15, gt=0, lt=1, description="bases of a window that a bidirectional model predicts; 8 in 10 are hidden")
     repeat_weight: Fraction = Field(0.1, description="loss weight of soft-masked (lower-case) bases")
     reverse_complement: bool = Field(True, description="each window is read from either strand with probability 1/2")
     precision: Literal["float32", "bfloat16"] = "float32"
@@ -271,12 +348,11 @@ class Study(Section):
                 raise ValueError(
                     f"benchmarks.{name}.simulate.genome: {origin.genome!r} holds out no test chromosome to cut the test part from"
                 )
-        if self.pretrained_models:
-            for role in ("validation", "test"):
-                if not any(getattr(genome, role) for genome in self.genomes.values()):
-                    raise ValueError(
-                        f"genomes: no chromosome is held out for {role}, and pretraining needs one; name it under genomes.<name>.{role}"
-                    )
+        for role, needed in (("validation", self.pretrained_models), ("test", self.language_models)):
+            if needed and not any(getattr(genome, role) for genome in self.genomes.values()):
+                raise ValueError(
+                    f"genomes: no chromosome is held out for {role}, and pretraining needs one; name it under genomes.<name>.{role}"
+                )
         self._check_context()
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError("seeds: a seed stands twice")
@@ -285,7 +361,7 @@ class Study(Section):
     def _check_context(self) -> None:
         """Refuses to score attention at distances that it was not trained on: that would measure the positions, not the model."""
         trained, scored = self.pretrain.context_bp, self.evaluate.context_bp
-        for name in self.pretrained_models if scored > trained else ():
+        for name in self.language_models if scored > trained else ():
             layers = getattr(self.models[name], "layers", ())
             if any(isinstance(layer, Attention) and layer.window is None for layer in layers):
                 raise ValueError(
@@ -297,6 +373,16 @@ class Study(Section):
     def pretrained_models(self) -> list[str]:
         """Names of the models that are pretrained."""
         return [name for name, model in self.models.items() if model.pretrain]
+
+    @property
+    def masked_models(self) -> list[str]:
+        """Names of the models that are pretrained on masked bases, the bidirectional ones; they have no bits per base."""
+        return [name for name in self.pretrained_models if is_bidirectional(self.models[name])]
+
+    @property
+    def language_models(self) -> list[str]:
+        """Names of the models that are pretrained on the next base: they give a sequence a probability, and so bits per base."""
+        return [name for name in self.pretrained_models if name not in self.masked_models]
 
     @property
     def is_simulated(self) -> bool:

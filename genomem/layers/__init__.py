@@ -7,9 +7,15 @@ from genomem.layers.attention import Attention
 from genomem.layers.convolution import CausalConv
 from genomem.layers.mixer import Mixer
 from genomem.layers.titans_lmm import TitansLMM
+from genomem.layers.titans_mac import TitansMAC
+from genomem.layers.titans_mag import TitansMAG
+from genomem.layers.titans_mal import TitansMAL
 
 MIXERS: dict[str, type[Mixer]] = {
     "titans_lmm": TitansLMM,
+    "titans_mac": TitansMAC,
+    "titans_mag": TitansMAG,
+    "titans_mal": TitansMAL,
     "attention": Attention,
     "causal_conv": CausalConv,
 }

@@ -1,4 +1,4 @@
-"""Titans LMM: a linear neural long-term memory that learns at test time, computed exactly."""
+"""Titans LMM: a neural long-term memory that learns at test time."""
 
 from __future__ import annotations
 
@@ -11,33 +11,43 @@ from torch import Tensor, nn
 from genomem.errors import GenomemError
 from genomem.layers.convolution import ShortConvolution
 from genomem.layers.mixer import Mixer, State
-from genomem.ops.linear_memory import chunked_linear_memory
+from genomem.layers.persistent import mix_behind
+from genomem.layers.titans_memory import DeepMemory, Gates, LinearMemory, normalise
 
-# Heads forget over these horizons at the start of training, spaced evenly in the logarithm.
-SHORTEST_HORIZON_TOKENS, LONGEST_HORIZON_TOKENS = 32.0, 4096.0
+# Heads forget over these horizons at the start of training, in gradient blocks, spaced evenly in the logarithm.
+SHORTEST_HORIZON_BLOCKS, LONGEST_HORIZON_BLOCKS = 32.0, 4096.0
+
+DEEP_GRADIENT_BLOCK = 64
 
 
 class TitansLMM(Mixer):
-    """The memory layer of Titans with a linear memory and gradient block 1, the sequential definition.
+    """The memory layer of Titans. With its default options the memory is linear and the rule is the sequential definition.
 
     Query, key and value are projected, convolved, and passed through SiLU; query and key have unit length. The memory
-    `W` of each head takes one step of gradient descent on `1/2 ||k W - v||^2` a token, with momentum and forgetting,
+    `M` of each head takes one step of gradient descent on `1/2 ||M(k) - v||^2` a token, with momentum and forgetting,
     and is read after the step. The result is normalised a head, gated, and projected.
 
-    Where it differs from the paper, or the paper is silent: the step size is `(1 - momentum) * step` with `step` in
-    (0, 1), without which momentum of 0.9 makes the memory diverge, on satellites as on random keys; the memory starts at zero;
-    gates are a linear function of the layer's input; no persistent tokens.
+    Where it differs from the paper, or the paper is silent: the step size is `(1 - momentum) * step / gradient_block` with
+    `step` in (0, 1), without which momentum of 0.9 makes the memory diverge, on satellites as on random keys; a linear memory
+    starts at zero and a deep one at learned weights; the network of a deep memory is plain, with GELU; gates are a linear
+    function of the layer's input. Forgetting draws a deep memory towards zero, where its gradients vanish, so that heads start
+    with horizons in proportion to the gradient block, as their steps do.
 
     Args:
         dim: Model width D, a multiple of `heads`.
-        heads: H independent memories, each `dim // heads` by `dim // heads`.
+        heads: H independent memories, each from `dim // heads` to `dim // heads`.
         conv_kernel: Taps of the convolution on query, key and value; 1 turns it off.
         momentum: eta of the paper; False takes plain gradient steps.
         forget: alpha of the paper; False never forgets.
         output_gate: Multiplies the normalised read by `silu(x W_g)`.
-        chunk_size: Compute chunk in tokens; it changes speed and rounding, nothing else.
+        chunk_size: Compute chunk of a linear memory in tokens; it changes speed and rounding, nothing else.
+        depth: L_M of the paper, matrices in a memory: 1 is linear.
+        hidden_ratio: Hidden width of a deep memory over `dim // heads`.
+        gradient_block: b of the paper, tokens that take their gradients at the same memory; None is 1 for a linear memory and 64 for
+            a deep one.
+        persistent: Learned tokens that stand before every document and are written like tokens.
 
-    Source: Titans, arXiv 2501.00663, sections 3.1 and 4.4, equations 11 to 15.
+    Source: Titans, arXiv 2501.00663, sections 3.1 to 3.3 and 4.4, equations 11 to 19.
     """
 
     def __init__(
@@ -50,18 +60,29 @@ class TitansLMM(Mixer):
         forget: bool = True,
         output_gate: bool = True,
         chunk_size: int = 32,
+        depth: int = 1,
+        hidden_ratio: int = 4,
+        gradient_block: int | None = None,
+        persistent: int = 0,
     ) -> None:
         super().__init__()
         if dim % heads:
             raise GenomemError(f"titans_lmm: dim {dim} is not a multiple of heads = {heads}; change dim or heads")
-        self.heads, self.chunk_size = heads, chunk_size
-        self.use_momentum, self.use_forget = momentum, forget
+        width = dim // heads
+        self.heads, self.use_momentum, self.use_forget = heads, momentum, forget
         self.qkv = nn.Linear(dim, 3 * dim, bias=False)
         self.convolution = ShortConvolution(3 * dim, conv_kernel) if conv_kernel > 1 else None
         self.gates = nn.Linear(dim, (1 + momentum + forget) * heads)
-        self.norm = nn.RMSNorm(dim // heads, eps=1e-6)
+        self.norm = nn.RMSNorm(width, eps=1e-6)
         self.output_gate = nn.Linear(dim, dim, bias=False) if output_gate else None
         self.out = nn.Linear(dim, dim, bias=False)
+        self.persistent = nn.Embedding(persistent, dim) if persistent else None
+        self.memory: LinearMemory | DeepMemory
+        if depth == 1:
+            self.memory = LinearMemory(heads, width, momentum=momentum, gradient_block=gradient_block or 1, chunk_size=chunk_size)
+        else:
+            block = gradient_block or DEEP_GRADIENT_BLOCK
+            self.memory = DeepMemory(heads, width, depth=depth, hidden_ratio=hidden_ratio, momentum=momentum, gradient_block=block)
         self._initialise_gates()
 
     def _initialise_gates(self) -> None:
@@ -69,53 +90,42 @@ class TitansLMM(Mixer):
         nn.init.normal_(self.gates.weight, std=0.02)
         nn.init.zeros_(self.gates.bias)
         if self.use_forget:
-            horizon = torch.logspace(math.log10(SHORTEST_HORIZON_TOKENS), math.log10(LONGEST_HORIZON_TOKENS), self.heads)
+            blocks = torch.logspace(math.log10(SHORTEST_HORIZON_BLOCKS), math.log10(LONGEST_HORIZON_BLOCKS), self.heads)
             with torch.no_grad():
-                self.gates.bias[-self.heads :] = torch.logit(1.0 / horizon)
+                self.gates.bias[-self.heads :] = torch.logit(1.0 / (self.memory.gradient_block * blocks))
 
     def forward(
         self, hidden: Tensor, state: State = None, *, mask: Tensor | None = None, reset: Tensor | None = None
     ) -> tuple[Tensor, State]:
+        if self.persistent is None:
+            return self._mix(hidden, state, mask, reset)
+        return mix_behind(self.persistent.weight, self._mix, hidden, state, mask, reset)
+
+    def _mix(self, hidden: Tensor, state: State, mask: Tensor | None, reset: Tensor | None) -> tuple[Tensor, State]:
         history, memory = (None, None) if state is None else state
         qkv = self.qkv(hidden)
         if self.convolution is not None:
             qkv, history = self.convolution(qkv, history, mask=mask, reset=reset)
         query, key, value = F.silu(qkv).unflatten(-1, (3, self.heads, -1)).unbind(2)
-        step_size, momentum, forget = self._gates(hidden)
-        read, memory = chunked_linear_memory(
-            F.normalize(query, dim=-1),
-            F.normalize(key, dim=-1),
-            value,
-            step_size=step_size,
-            momentum=momentum,
-            forget=forget,
-            state=memory,
-            mask=mask,
-            reset=reset,
-            chunk_size=self.chunk_size,
-        )
-        # In mixed precision the read is bfloat16 and the norm's weight is not.
-        read = self.norm(read.to(self.norm.weight.dtype)).flatten(2)
+        query, key = F.normalize(query, dim=-1), F.normalize(key, dim=-1)
+        read, memory = self.memory(query, key, value, self._gates(hidden), memory, mask=mask, reset=reset)
+        read = normalise(self.norm, read).flatten(2)
         if self.output_gate is not None:
             read = read * F.silu(self.output_gate(hidden))
         mixed = self.out(read)
         return (mixed if mask is None else mixed * mask[..., None]), (history, memory)
 
-    def _gates(self, hidden: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """Returns theta, eta and alpha, each `[B, T, H]`; None where the layer has no such gate."""
+    def _gates(self, hidden: Tensor) -> Gates:
         logits = self.gates(hidden)
         # Products of many gates need more than bfloat16.
         precision = torch.promote_types(logits.dtype, torch.float32)
         gates = iter(logits.to(precision).sigmoid().split(self.heads, dim=-1))
-        step = next(gates)
+        step = next(gates) / self.memory.gradient_block
         momentum = next(gates) if self.use_momentum else None
         forget = next(gates) if self.use_forget else None
-        return (step if momentum is None else (1 - momentum) * step), momentum, forget
+        return Gates(step if momentum is None else (1 - momentum) * step, momentum, forget)
 
     def state_bytes(self, tokens: int) -> int:
-        width = self.out.in_features // self.heads
-        memories = 2 if self.use_momentum else 1
         size = self.out.weight.element_size()
-        memory = memories * self.heads * width * width * max(size, torch.float32.itemsize)
         convolution = 0 if self.convolution is None else self.convolution.span * 3 * self.out.in_features * size
-        return memory + convolution
+        return self.memory.state_bytes(size) + convolution

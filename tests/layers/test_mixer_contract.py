@@ -23,6 +23,25 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "titans_lmm, no convolution": ("titans_lmm", {"heads": 2, "chunk_size": 8, "conv_kernel": 1}),
     "titans_lmm, no output gate": ("titans_lmm", {"heads": 2, "chunk_size": 8, "output_gate": False}),
     "titans_lmm, chunks of one": ("titans_lmm", {"heads": 2, "chunk_size": 1}),
+    "titans_lmm, gradient block of four": ("titans_lmm", {"heads": 2, "chunk_size": 8, "gradient_block": 4}),
+    "titans_lmm, persistent": ("titans_lmm", {"heads": 2, "chunk_size": 8, "persistent": 3}),
+    "titans_lmm, deep": ("titans_lmm", {"heads": 2, "depth": 2, "hidden_ratio": 2, "gradient_block": 4}),
+    "titans_lmm, deep and persistent": ("titans_lmm", {"heads": 2, "depth": 3, "gradient_block": 4, "persistent": 2, "momentum": False}),
+    "titans_mac": ("titans_mac", {"heads": 2, "segment": 6, "persistent": 3, "chunk_size": 4}),
+    "titans_mac, segments of two": ("titans_mac", {"heads": 1, "segment": 2, "persistent": 1}),
+    "titans_mac, segments of one": ("titans_mac", {"heads": 2, "segment": 1, "persistent": 0}),
+    "titans_mac, bare": ("titans_mac", {"heads": 2, "segment": 4, "persistent": 0, "conv_kernel": 1, "momentum": False, "forget": False}),
+    "titans_mac, blocks": ("titans_mac", {"heads": 2, "segment": 3, "gradient_block": 4}),
+    "titans_mac, deep": ("titans_mac", {"heads": 2, "segment": 3, "depth": 2, "hidden_ratio": 2, "gradient_block": 4}),
+    "titans_mag": ("titans_mag", {"heads": 2, "window": 5, "persistent": 3, "chunk_size": 8}),
+    "titans_mag, bare": ("titans_mag", {"heads": 2, "window": 1, "persistent": 0, "conv_kernel": 1, "momentum": False, "forget": False}),
+    "titans_mag, deep": ("titans_mag", {"heads": 2, "window": 30, "depth": 2, "hidden_ratio": 2, "gradient_block": 4}),
+    "titans_mal": ("titans_mal", {"heads": 2, "window": 5, "persistent": 3, "chunk_size": 8}),
+    "titans_mal, bare": ("titans_mal", {"heads": 2, "window": 1, "persistent": 0, "conv_kernel": 1, "momentum": False, "forget": False}),
+    "titans_mal, deep": (
+        "titans_mal",
+        {"heads": 2, "window": 30, "output_gate": False, "depth": 2, "hidden_ratio": 2, "gradient_block": 4},
+    ),
     "attention": ("attention", {"heads": 2}),
     "attention, window": ("attention", {"heads": 2, "window": 5}),
     "attention, window of one": ("attention", {"heads": 2, "window": 1}),
@@ -200,7 +219,9 @@ def test_build_mixer_names_what_is_wrong(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "words"), [("titans_lmm", "dim 9 is not a multiple of heads"), ("attention", r"dim 9 is not a multiple of 2 \* heads")]
+    ("name", "words"),
+    [("titans_lmm", "dim 9 is not a multiple of heads")]
+    + [(name, rf"{name}: dim 9 is not a multiple of 2 \* heads = 4") for name in ("titans_mac", "titans_mag", "titans_mal", "attention")],
 )
 def test_width_that_heads_do_not_divide(name: str, words: str) -> None:
     with pytest.raises(GenomemError, match=words):

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
 
-from genomem.layers.titans_lmm import LONGEST_HORIZON_TOKENS, SHORTEST_HORIZON_TOKENS, TitansLMM
+from genomem.layers.titans_lmm import LONGEST_HORIZON_BLOCKS, SHORTEST_HORIZON_BLOCKS, TitansLMM
 
 DIM = 6
 
@@ -15,9 +18,20 @@ def silu(x: Tensor) -> Tensor:
     return x / (1 + torch.exp(-x))
 
 
+def answer(weights: list[Tensor], x: Tensor) -> Tensor:
+    """What a memory says to one vector: a matrix, or a network with GELU between its matrices."""
+    for matrix in weights[:-1]:
+        x = x @ matrix
+        x = x * (1 + torch.erf(x / math.sqrt(2))) / 2
+    return x @ weights[-1]
+
+
 def by_the_paper(layer: TitansLMM, hidden: Tensor) -> Tensor:
-    """The layer on one sequence `[T, D]`: project, convolve, SiLU, unit length; one gradient step a token; read, norm, gate, project."""
-    tokens, width = len(hidden), DIM // layer.heads
+    """The layer on one sequence `[T, D]`: project, convolve, SiLU, unit length; one gradient step a token; read, norm, gate, project.
+
+    Gradients are those of autograd, at the memory before the token's gradient block.
+    """
+    tokens, width, block = len(hidden), DIM // layer.heads, layer.memory.gradient_block
     projected = hidden @ layer.qkv.weight.T
     if layer.convolution is not None:
         taps = layer.convolution.weight
@@ -27,32 +41,109 @@ def by_the_paper(layer: TitansLMM, hidden: Tensor) -> Tensor:
     output = torch.zeros_like(hidden)
     for h in range(layer.heads):
         channels = slice(h * width, (h + 1) * width)
-        memory, surprise = torch.zeros(2, width, width, dtype=hidden.dtype)
+        memory = [matrix[h] for matrix in getattr(layer.memory, "matrices", [])] or [torch.zeros(layer.heads, width, width).double()[h]]
+        surprise = [torch.zeros_like(matrix) for matrix in memory]
         for t in range(tokens):
             q, k = (x[t, channels] / x[t, channels].norm() for x in (query, key))
             momentum = gates[t, 1, h] if layer.use_momentum else 0.0
             forget = gates[t, -1, h] if layer.use_forget else 0.0
-            gradient = torch.outer(k, k @ memory - value[t, channels])
-            surprise = momentum * surprise - (1 - momentum) * gates[t, 0, h] * gradient
-            memory = (1 - forget) * memory + surprise
-            read = q @ memory
+            if t % block == 0:
+                at = [matrix.detach().requires_grad_() for matrix in memory]
+            gradient = torch.autograd.grad(0.5 * (answer(at, k) - value[t, channels]).square().sum(), at)
+            step = (1 - momentum) * gates[t, 0, h] / block
+            surprise = [momentum * s - step * g for s, g in zip(surprise, gradient, strict=True)]
+            memory = [(1 - forget) * m + s for m, s in zip(memory, surprise, strict=True)]
+            read = answer(memory, q)
             output[t, channels] = read / (read.square().mean() + 1e-6).sqrt() * layer.norm.weight
     if layer.output_gate is not None:
         output = output * silu(hidden @ layer.output_gate.weight.T)
-    return output @ layer.out.weight.T
+    return (output @ layer.out.weight.T).detach()
+
+
+def scrambled(**options: Any) -> TitansLMM:
+    """Returns a layer in which nothing stands at its starting value, double precision; a deep memory is kept where its steps are stable."""
+    torch.manual_seed(0)
+    layer = TitansLMM(DIM, **options).double()
+    for name, parameter in layer.named_parameters():
+        torch.nn.init.normal_(parameter, std=0.3 if "matrices" in name else 1.0)
+    return layer
 
 
 @pytest.mark.parametrize("momentum", [True, False], ids=["momentum", "no momentum"])
 @pytest.mark.parametrize("forget", [True, False], ids=["forgets", "never forgets"])
 @pytest.mark.parametrize(("conv_kernel", "output_gate", "heads"), [(4, True, 2), (1, False, 3), (2, True, 1)])
-def test_equals_the_equations(momentum: bool, forget: bool, conv_kernel: int, output_gate: bool, heads: int) -> None:
-    torch.manual_seed(0)
-    layer = TitansLMM(DIM, heads=heads, conv_kernel=conv_kernel, momentum=momentum, forget=forget, output_gate=output_gate, chunk_size=4)
-    for parameter in layer.double().parameters():
-        torch.nn.init.normal_(parameter)
+@pytest.mark.parametrize(
+    "memory",
+    [{"chunk_size": 4}, {"gradient_block": 3}, {"depth": 2, "gradient_block": 1}, {"depth": 3, "hidden_ratio": 2, "gradient_block": 4}],
+    ids=["linear", "linear in blocks", "deep", "deep in blocks"],
+)
+def test_equals_the_equations(
+    momentum: bool, forget: bool, conv_kernel: int, output_gate: bool, heads: int, memory: dict[str, int]
+) -> None:
+    options = {"momentum": momentum, "forget": forget, "output_gate": output_gate}
+    layer = scrambled(heads=heads, conv_kernel=conv_kernel, **options, **memory)
     hidden = torch.randn(2, 11, DIM, dtype=torch.float64)
     expected = torch.stack([by_the_paper(layer, row) for row in hidden])
-    torch.testing.assert_close(layer(hidden)[0], expected, rtol=1e-9, atol=1e-10)
+    torch.testing.assert_close(layer(hidden)[0], expected, rtol=1e-7, atol=1e-8)
+
+
+@pytest.mark.parametrize("memory", [{}, {"depth": 2, "gradient_block": 4}], ids=["linear", "deep"])
+def test_persistent_tokens_stand_before_every_document(memory: dict[str, int]) -> None:
+    layer = scrambled(heads=2, persistent=3, **memory)
+    before, layer.persistent = layer.persistent.weight.detach(), None
+    documents = [torch.randn(length, DIM, dtype=torch.float64) for length in (1, 7, 2, 5)]
+    expected = [layer(torch.cat([before, document])[None])[0][0, 3:] for document in documents]
+    layer.persistent = torch.nn.Embedding.from_pretrained(before)
+    torch.testing.assert_close(layer(documents[1][None])[0][0], expected[1])
+    # Two rows, two documents each, padding at the start, in the middle and at the end.
+    hidden, reset = torch.zeros(2, 12, DIM, dtype=torch.float64), torch.zeros(2, 12, dtype=torch.bool)
+    mask = torch.zeros_like(reset)
+    places = [[(0, 0)], [(0, 2), (0, 3), *((0, t) for t in range(5, 10))], [(1, 0), (1, 1)], [(1, 4), *((1, t) for t in range(8, 12))]]
+    for document, where in zip(documents, places, strict=True):
+        rows, columns = (list(index) for index in zip(*where, strict=True))
+        hidden[rows, columns], mask[rows, columns] = document, True
+        reset[where[0]] = True
+    output, _ = layer(hidden, mask=mask, reset=reset)
+    for document, where in zip(expected, places, strict=True):
+        torch.testing.assert_close(torch.stack([output[place] for place in where]), document)
+
+
+def test_every_switch_changes_what_is_computed_and_what_is_trained() -> None:
+    def run(**options: Any) -> tuple[set[str], Tensor, Tensor]:
+        layer = scrambled(heads=2, **options)
+        hidden = torch.linspace(-1, 1, 2 * 9 * DIM, dtype=torch.float64).cos().view(2, 9, DIM).requires_grad_()
+        output, _ = layer(hidden)
+        return {name for name, _ in layer.named_parameters()}, output, torch.autograd.grad(output.square().sum(), hidden)[0]
+
+    names, output, gradient = run()
+    more = {"memory.matrices.0", "memory.matrices.1"}
+    for options, gone, new in (
+        ({"momentum": False}, set(), set()),
+        ({"forget": False}, set(), set()),
+        ({"conv_kernel": 1}, {"convolution.weight"}, set()),
+        ({"output_gate": False}, {"output_gate.weight"}, set()),
+        ({"persistent": 2}, set(), {"persistent.weight"}),
+        ({"gradient_block": 4}, set(), set()),
+        ({"depth": 2}, set(), more),
+        ({"depth": 2, "hidden_ratio": 1}, set(), more),
+    ):
+        others, other_output, other_gradient = run(**options)
+        assert (names - others, others - names) == (gone, new), options
+        assert not torch.allclose(other_output, output), options
+        assert not torch.allclose(other_gradient, gradient), options
+
+
+def test_names_and_sizes_of_the_weights_with_default_options() -> None:
+    layer = TitansLMM(8, heads=2)
+    assert {name: tuple(weight.shape) for name, weight in layer.state_dict().items()} == {
+        "qkv.weight": (24, 8),
+        "convolution.weight": (4, 24),
+        "gates.weight": (6, 8),
+        "gates.bias": (6,),
+        "norm.weight": (4,),
+        "output_gate.weight": (8, 8),
+        "out.weight": (8, 8),
+    }
 
 
 def test_chunk_size_changes_nothing_but_rounding() -> None:
@@ -67,25 +158,29 @@ def test_chunk_size_changes_nothing_but_rounding() -> None:
 
 @pytest.mark.parametrize("period", [1, 5, 20, 2000], ids=["one base", "satellite of 5", "satellite of 20", "no repeat"])
 @pytest.mark.parametrize("forget", [True, False], ids=["forgets", "never forgets"])
-def test_the_memory_stays_bounded_with_the_largest_steps_and_the_longest_momentum(period: int, forget: bool) -> None:
+@pytest.mark.parametrize("memory", [{}, {"gradient_block": 16}, {"depth": 2}], ids=["linear", "linear in blocks", "deep"])
+def test_the_memory_stays_bounded_with_the_largest_steps_and_the_longest_momentum(
+    period: int, forget: bool, memory: dict[str, int]
+) -> None:
     torch.manual_seed(0)
-    layer = TitansLMM(16, heads=2, forget=forget)
+    layer = TitansLMM(16, heads=2, forget=forget, **memory)
     with torch.no_grad():
         layer.gates.bias[:4] = 4.0
-    hidden = torch.randn(1, period, 16).repeat(1, 2000 // period, 1)
-    output, (_, (memory, surprise)) = layer(hidden)
+        hidden = torch.randn(1, period, 16).repeat(1, 2000 // period, 1)
+        output, (_, state) = layer(hidden)
     assert output.isfinite().all()
-    assert memory.norm() < 20
-    assert surprise.norm() < 20
+    for part in state[:2]:
+        assert all(matrix.norm() < 20 for matrix in (part if isinstance(part, tuple) else (part,)))
 
 
-def test_heads_start_with_horizons_spread_over_the_range() -> None:
-    layer = TitansLMM(8, heads=4)
+@pytest.mark.parametrize("block", [1, 8])
+def test_heads_start_with_horizons_spread_over_the_range(block: int) -> None:
+    layer = TitansLMM(8, heads=4, gradient_block=block)
     step, momentum, forget = layer._gates(torch.zeros(1, 1, 8))
     torch.testing.assert_close(momentum, torch.full_like(momentum, 0.5))
-    torch.testing.assert_close(step, torch.full_like(step, 0.25))  # (1 - momentum) * 1/2
-    horizon = 1 / forget.flatten()
-    assert horizon[0].item() == pytest.approx(SHORTEST_HORIZON_TOKENS, rel=1e-3)
-    assert horizon[-1].item() == pytest.approx(LONGEST_HORIZON_TOKENS, rel=1e-3)
+    torch.testing.assert_close(step, torch.full_like(step, 0.25 / block))  # (1 - momentum) * 1/2 / block
+    horizon = 1 / forget.flatten() / block
+    assert horizon[0].item() == pytest.approx(SHORTEST_HORIZON_BLOCKS, rel=1e-3)
+    assert horizon[-1].item() == pytest.approx(LONGEST_HORIZON_BLOCKS, rel=1e-3)
     ratios = horizon[1:] / horizon[:-1]
     torch.testing.assert_close(ratios, ratios[:1].expand(3), rtol=1e-3, atol=0)

@@ -56,6 +56,14 @@ def test_other_sizes_stay_with_pytorch(shape, monkeypatch):
     assert not kernels.supports(torch.zeros(4, 16, 8, dtype=torch.float64))
 
 
+def test_they_can_be_turned_off(monkeypatch):
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    monkeypatch.setattr(kernels, "_is_installed", lambda: True)
+    assert kernels.supports(torch.zeros(4, 16, 8))
+    monkeypatch.setenv("GENOMEM_TRITON", "0")
+    assert not kernels.supports(torch.zeros(4, 16, 8))
+
+
 def test_a_cpu_stays_with_pytorch():
     assert INTERPRETED or not kernels.supports(torch.zeros(4, 16, 8))
 

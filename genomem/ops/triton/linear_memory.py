@@ -26,10 +26,10 @@ def supports(rows: Tensor) -> bool:
     """Whether the kernels take these rows ``[M, C, X]``.
 
     They take float32 on a GPU of compute capability 8.0 or later, or on a CPU under ``TRITON_INTERPRET=1``; chunks of 16, 32, 64 or 128
-    tokens; keys of up to 128 numbers, so that a program fits the memory of every such GPU.
+    tokens; keys of up to 128 numbers, so that a program fits the memory of every such GPU. ``GENOMEM_TRITON=0`` turns them off.
     """
     fits = rows.dtype == torch.float32 and rows.shape[0] > 0 and rows.shape[1] in _CHUNKS and rows.shape[2] <= _WIDEST_KEY
-    return fits and _is_installed() and _runs_on(rows.device)
+    return fits and os.environ.get("GENOMEM_TRITON") != "0" and _is_installed() and _runs_on(rows.device)
 
 
 @functools.cache
