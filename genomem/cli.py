@@ -58,7 +58,7 @@ def _parser() -> argparse.ArgumentParser:
     _add(verbs, "simulate", _simulate, "make the study's simulated genomes and benchmarks")
     _data(_add(verbs, "download", _download, "fetch a genome or benchmark, from the mirror first, and verify it"))
     _data(_add(verbs, "tokenize", _tokenize, "turn a FASTA or a benchmark into a memory-mapped store"))
-    _model(_add(verbs, "pretrain", _pretrain, "pretrain a model on next-nucleotide prediction; goes on from its last checkpoint"))
+    _model(_add(verbs, "pretrain", _pretrain, "pretrain a model on the next base, or on masked ones; goes on from its last checkpoint"))
     _seed(_dataset(_model(_add(verbs, "finetune", _finetune, "fine-tune a model on a benchmark, one seed"))))
     _evaluate_tasks(verbs.add_parser("evaluate", help="the final evaluation: held-out chromosomes, test sets, controls"))
     _add(verbs, "report", _report, "write the HTML report from all records of the study")

@@ -37,6 +37,9 @@ FULL: dict[str, Any] = {
 }
 
 
+BOTH_WAYS = {"models": {"both_ways": {"layers": ["causal_conv"], "bidirectional": True}}}
+
+
 def edited(*path: Any, value: Any) -> dict[str, Any]:
     """Returns a deep copy of the full study with the value at `path` set."""
     tree = yaml.safe_load(yaml.safe_dump(FULL))
@@ -68,9 +71,9 @@ def refusal(tree: dict[str, Any]) -> str:
         (("benchmarks", "enhancers", "strand"), "stranded", "directory, max_length_bp, metric"),
         (("benchmarks", "enhancers", "sources", 0, "sha"), "sha256", "sha256, url"),
         (("benchmarks", "promoters", "simulate", "length"), "length_bp", "genome, length_bp, task, test, train"),
-        (("models", "titans", "dims"), "dim", "architecture, dim, dropout, layers"),
+        (("models", "titans", "dims"), "dim", "architecture, bidirectional, dim, dropout, layers"),
         (("models", "small_cnn", "pretrained"), "pretrain", "architecture, pretrain"),
-        (("models", "titans", "layers", 1, "head"), "heads", "chunk_size, conv_kernel, forget, heads, mixer"),
+        (("models", "titans", "layers", 1, "head"), "heads", "chunk_size, conv_kernel, depth, forget, gradient_block, heads"),
         (("pretrain", "step"), "steps", "accumulation, batch_size, betas"),
         (("finetune", "epoch"), "epochs", "batch_size, dropout, epochs"),
         (("evaluate", "bootstrap_sample"), "bootstrap_samples", "backoff_orders, batch_size"),
@@ -86,7 +89,9 @@ def test_unknown_key_names_path_suggestion_and_allowed_keys(path: tuple, suggest
 @pytest.mark.parametrize("name", ["cnn", "sequence_model", "layers", "models"])
 def test_a_model_named_like_a_part_of_the_schema_is_explained_as_well(name: str) -> None:
     tree = edited("models", name, value={"layers": ["attention"], "dims": 8})
-    assert refusal(tree).startswith(f"models.{name}.dims: unknown key; did you mean 'dim'? allowed keys: architecture, dim, ")
+    assert refusal(tree).startswith(
+        f"models.{name}.dims: unknown key; did you mean 'dim'? allowed keys: architecture, bidirectional, dim, "
+    )
 
 
 def test_a_genome_named_like_a_part_of_the_schema_is_explained_as_well() -> None:
@@ -102,6 +107,9 @@ def test_a_genome_named_like_a_part_of_the_schema_is_explained_as_well() -> None
         (("pretrain", "learning_rate"), float("nan"), ["pretrain.learning_rate"]),
         (("pretrain", "learning_rate"), float("inf"), ["pretrain.learning_rate"]),
         (("pretrain", "betas"), [0.9, 1.0], ["pretrain.betas.1", "less than 1"]),
+        (("pretrain", "mask_fraction"), 1.0, ["pretrain.mask_fraction", "less than 1"]),
+        (("pretrain", "mask_fraction"), 0, ["pretrain.mask_fraction", "greater than 0"]),
+        (("models", "small_cnn", "bidirectional"), True, ["models.small_cnn.bidirectional", "unknown key"]),
         (("pretrain", "precision"), "float16", ["pretrain.precision", "float32", "bfloat16"]),
         (("pretrain",), 3, ["pretrain"]),
         (("genomes",), [], ["genomes"]),
@@ -170,6 +178,25 @@ def test_pretraining_needs_held_out_chromosomes(role: str) -> None:
     assert f"no chromosome is held out for {role}" in refusal(merge(FULL, nothing))
     scratch = {"models": {"titans": {"pretrain": False}, "attention": {"pretrain": False}}}
     assert parse_study(merge(merge(FULL, nothing), scratch), "study.yaml").pretrained_models == []
+
+
+def test_bidirectional_models_are_pretrained_and_have_no_bits_per_base() -> None:
+    study = parse_study(merge(FULL, BOTH_WAYS), "study.yaml")
+    assert study.pretrained_models == ["titans", "attention", "both_ways"]
+    assert (study.masked_models, study.language_models) == (["both_ways"], ["titans", "attention"])
+
+
+def test_a_study_of_bidirectional_models_needs_no_test_chromosome() -> None:
+    models = {"models": {"titans": {"pretrain": False}, "attention": {"pretrain": False}}}
+    nothing = {"genomes": {"yeast": {"test": []}, "sim": {"test": []}}, "benchmarks": {"promoters": {"simulate": None, "directory": "x"}}}
+    assert parse_study(merge(merge(merge(FULL, BOTH_WAYS), models), nothing), "study.yaml").language_models == []
+    nothing["genomes"] = {"yeast": {"validation": []}, "sim": {"validation": []}}
+    assert "no chromosome is held out for validation" in refusal(merge(merge(merge(FULL, BOTH_WAYS), models), nothing))
+
+
+def test_attention_that_is_never_scored_along_a_chromosome_may_be_trained_on_less() -> None:
+    models = {"models": {"titans": {"pretrain": False}, "attention": {"bidirectional": True}}, "pretrain": {"context_bp": 64}}
+    assert parse_study(merge(FULL, models), "study.yaml").masked_models == ["attention"]
 
 
 @pytest.mark.parametrize("genome", ["yeast", "human"])
@@ -358,6 +385,13 @@ def test_an_edit_changes_the_stages_that_depend_on_it_and_the_report(edit: dict[
     before, after = digests(parse_study(FULL, "")), digests(parse_study(merge(FULL, edit), ""))
     differ = {job for job in before if before[job] != after[job]}
     assert differ == {"report"} | {job for job in before if any(fnmatch(job, pattern) for pattern in changed)}
+
+
+def test_the_share_of_masked_bases_reruns_bidirectional_models_only() -> None:
+    study = merge(FULL, BOTH_WAYS)
+    before, after = digests(parse_study(study, "")), digests(parse_study(merge(study, {"pretrain": {"mask_fraction": 0.3}}), ""))
+    differ = {job for job in before if before[job] != after[job]}
+    assert differ == {"report"} | {job for job in before if job.endswith(":both_ways")}
 
 
 @pytest.mark.parametrize(

@@ -22,12 +22,13 @@ BASES = slice(tokenizer.A, tokenizer.T + 1)
 
 @dataclass(frozen=True)
 class LanguageBatch:
-    """Windows of a genome, each one base longer than the context.
+    """What a language model reads of windows of a genome, and the base that it is to predict at each token.
 
     Attributes:
         tokens: `[B, T]` int64, what the model reads.
-        targets: `[B, T]` int64, the base after each token: 0 to 3 for A, C, G, T; 0 where the weight is 0.
-        weights: `[B, T]` float32: 1, less on soft-masked targets, 0 on N.
+        targets: `[B, T]` int64, the base after each token, or the one that stands there where bases are masked: 0 to 3 for A, C, G, T;
+            0 where the weight is 0.
+        weights: `[B, T]` float32: 1, less on soft-masked targets, 0 on N and on bases that are not to be predicted.
     """
 
     tokens: Tensor
@@ -37,7 +38,9 @@ class LanguageBatch:
     def part(self, index: int, parts: int) -> LanguageBatch:
         """Returns the rows of one of `parts` equal parts."""
         size = self.tokens.shape[0] // parts
-        rows = slice(index * size, (index + 1) * size)
+        return self.rows(slice(index * size, (index + 1) * size))
+
+    def rows(self, rows: slice) -> LanguageBatch:
         return LanguageBatch(self.tokens[rows], self.targets[rows], self.weights[rows])
 
     def to(self, device: torch.device) -> LanguageBatch:
@@ -45,14 +48,18 @@ class LanguageBatch:
 
 
 def language_batch(windows: np.ndarray, repeat_weight: float) -> LanguageBatch:
-    """Returns the batch of `windows`, `[B, T + 1]` ASCII bases."""
+    """Returns the batch of `windows`, `[B, T + 1]` ASCII bases, whose targets are the next bases."""
     tokens = tokenizer.encode(windows).astype(np.int64)
-    targets = tokens[:, 1:] - tokenizer.A
+    targets, weights = base_targets(tokens[:, 1:], windows[:, 1:], repeat_weight)
+    return LanguageBatch(torch.from_numpy(tokens[:, :-1]), torch.from_numpy(targets), torch.from_numpy(weights).float())
+
+
+def base_targets(tokens: np.ndarray, bases: np.ndarray, repeat_weight: float) -> tuple[np.ndarray, np.ndarray]:
+    """Returns targets (0 to 3) and weights of bases as a batch has them; all arrays are `[B, T]`, `tokens` are the ids of `bases`."""
+    targets = tokens - tokenizer.A
     is_base = (targets >= 0) & (targets < 4)
-    weights = np.where(tokenizer.is_soft_masked(windows[:, 1:]), repeat_weight, 1.0) * is_base
-    return LanguageBatch(
-        torch.from_numpy(tokens[:, :-1]), torch.from_numpy(np.where(is_base, targets, 0)), torch.from_numpy(weights).float()
-    )
+    weights = np.where(tokenizer.is_soft_masked(bases), repeat_weight, 1.0) * is_base
+    return np.where(is_base, targets, 0), weights
 
 
 class WindowSampler:

@@ -17,6 +17,9 @@ VOCAB_SIZE = 16
 BOS, MASK, PAD, UNK = 2, 3, 4, 6
 A, C, G, T, N = 7, 8, 9, 10, 11
 
+COMPLEMENT = tuple({A: T, C: G, G: C, T: A}.get(token, token) for token in range(VOCAB_SIZE))
+"""Token id -> id of its complement on the other strand; all but A, C, G and T are their own."""
+
 AMBIGUITY_CODES = b"RYSWKMBDHV"
 """IUPAC codes that leave the base open, N aside; a store keeps them as N."""
 

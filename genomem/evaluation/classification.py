@@ -23,7 +23,7 @@ def evaluate_classification(study: Study, dataset: str, name: str) -> None:
     accelerator = build_accelerator(study.finetune.precision, single_process="evaluate")
     benchmark = open_benchmark(study, dataset)
     test = benchmark.part("test")
-    model = accelerator.prepare(classifier(study, name, benchmark))
+    model = accelerator.prepare(classifier(study, name, benchmark, stranded=section.stranded))
     both_strands = study.finetune.reverse_complement and not section.stranded
     digest = stage_digest(study, "finetune", dataset=dataset, model=name)
     probabilities = []

@@ -6,7 +6,7 @@ from functools import partial
 
 import numpy as np
 
-from genomem.config import Study, stage_digest
+from genomem.config import Study, is_bidirectional, stage_digest
 from genomem.data.genome import open_genome
 from genomem.data.tokenizer import VOCAB_SIZE
 from genomem.errors import GenomemError
@@ -29,9 +29,18 @@ def evaluate_language(study: Study, name: str) -> None:
 
     Bits are means over the bases that the Markov models score too: all, unmasked, repeats (soft-masked), and those
     where the highest back-off model is sure (a repeat seen in training, whatever the mask says) or not.
+
+    Raises:
+        GenomemError: The model is bidirectional, a store or a score is missing or of another version of the study, or a probability
+            is not finite.
     """
     watch = Stopwatch()
     layout, settings = Layout(study), study.evaluate
+    if is_bidirectional(study.models[name]):
+        raise GenomemError(
+            f"models.{name}: is bidirectional, and a masked model gives no probability of a sequence, so it has no bits per base;"
+            " `genomem pretrain` scored it on masked bases of the validation chromosomes"
+        )
     accelerator = build_accelerator(study.pretrain.precision, single_process="evaluate")
     model = build_model(study.models[name], VOCAB_SIZE)
     load_weights(layout.pretrained(name), model, stage="pretrain", digest=stage_digest(study, "pretrain", model=name))

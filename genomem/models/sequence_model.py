@@ -5,45 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from genomem.config import SequenceModel as SequenceModelConfig
 from genomem.layers import build_mixer
-from genomem.layers.mixer import Mixer, State
+from genomem.layers.mixer import State
 from genomem.layers.stem import Stem
-
-
-class GatedMLP(nn.Module):
-    """`out(silu(gate(x)) * value(x))`. Source: SwiGLU, arXiv 2002.05202."""
-
-    def __init__(self, dim: int, hidden: int) -> None:
-        super().__init__()
-        self.value_gate = nn.Linear(dim, 2 * hidden, bias=False)
-        self.out = nn.Linear(hidden, dim, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        value, gate = self.value_gate(x).chunk(2, dim=-1)
-        return self.out(F.silu(gate) * value)
-
-
-class Block(nn.Module):
-    """A pre-norm residual block: mixer along the sequence, then MLP along the channels."""
-
-    def __init__(self, dim: int, mixer: Mixer, mlp_hidden: int, dropout: float) -> None:
-        super().__init__()
-        self.mixer_norm = nn.RMSNorm(dim, eps=1e-6)
-        self.mixer = mixer
-        self.mlp_norm = nn.RMSNorm(dim, eps=1e-6) if mlp_hidden else None
-        self.mlp = GatedMLP(dim, mlp_hidden) if mlp_hidden else None
-        self.dropout = nn.Dropout(dropout)
-
-    def forward(self, hidden: Tensor, state: State, mask: Tensor | None, reset: Tensor | None) -> tuple[Tensor, State]:
-        mixed, state = self.mixer(self.mixer_norm(hidden), state, mask=mask, reset=reset)
-        hidden = hidden + self.dropout(mixed)
-        if self.mlp is not None and self.mlp_norm is not None:
-            hidden = hidden + self.dropout(self.mlp(self.mlp_norm(hidden)))
-        return hidden, state
+from genomem.models.bidirectional import BidirectionalBackbone
+from genomem.models.block import Block, scale_residual_outputs
 
 
 class Backbone(nn.Module):
@@ -64,14 +33,7 @@ class Backbone(nn.Module):
             for layer in layers
         )
         self.norm = nn.RMSNorm(config.dim, eps=1e-6)
-        self._initialise(len(layers))
-
-    def _initialise(self, depth: int) -> None:
-        """Scales residual outputs by 1 / sqrt(2 depth), so that depth does not change the scale of the hidden states."""
-        for name, parameter in self.blocks.named_parameters():
-            if name.endswith("out.weight"):
-                with torch.no_grad():
-                    parameter.mul_((2 * depth) ** -0.5)
+        scale_residual_outputs(self.blocks, 2 * len(layers))
 
     def forward(
         self, tokens: Tensor, state: Sequence[State] | None = None, *, mask: Tensor | None = None, reset: Tensor | None = None
@@ -116,16 +78,32 @@ class SequenceClassifier(nn.Module):
     takes that away and gives every channel unit variance over the sequences. Without it the head chases the common part, and a motif
     grammar was not learnt on half of the seeds. Source: linear probing of masked autoencoders, arXiv 2111.06377, appendix A.
 
+    A bidirectional backbone reads both strands, and what is pooled of each is averaged: a sequence and its reverse complement have the
+    same logits.
+
     Args:
         pooling: ``mean`` of the hidden states, or ``mean_max``: the mean beside the maximum of each channel, which a motif
             that stands once in a sequence moves as much as one that stands everywhere.
         dropout: Before the head.
+        complement: Of a `BidirectionalBackbone`, which a bidirectional `config` builds.
+        stranded: The strand carries the label, so a bidirectional backbone reads the given strand alone.
     """
 
-    def __init__(self, config: SequenceModelConfig, vocab_size: int, num_classes: int, *, pooling: str, dropout: float) -> None:
+    def __init__(
+        self,
+        config: SequenceModelConfig,
+        vocab_size: int,
+        num_classes: int,
+        *,
+        pooling: str,
+        dropout: float,
+        complement: Sequence[int] = (),
+        stranded: bool = False,
+    ) -> None:
         super().__init__()
-        self.backbone = Backbone(config, vocab_size)
-        self.use_max = pooling == "mean_max"
+        bidirectional = config.bidirectional
+        self.backbone = BidirectionalBackbone(config, vocab_size, complement) if bidirectional else Backbone(config, vocab_size)
+        self.use_max, self.stranded = pooling == "mean_max", stranded
         width = config.dim * (1 + self.use_max)
         self.norm = nn.BatchNorm1d(width, affine=False)
         self.dropout = nn.Dropout(dropout)
@@ -140,9 +118,22 @@ class SequenceClassifier(nn.Module):
             tokens: `[B, T]`, padded on the right; what stands there never reaches a real token.
             mask: `[B, T]` bool, True for real tokens; at least one a row.
         """
-        hidden, _ = self.backbone(tokens)
+        return self.head(self.dropout(self.norm(self._features(tokens, mask))))
+
+    def _features(self, tokens: Tensor, mask: Tensor) -> Tensor:
+        """Returns what is pooled of each sequence, `[B, width]`."""
+        if isinstance(self.backbone, Backbone):
+            hidden, _ = self.backbone(tokens)
+            return self._pool(hidden, mask)
+        if self.stranded:
+            return self._pool(self.backbone(tokens, mask=mask), mask)
+        strand, other = self.backbone.both_strands(tokens, mask=mask)
+        return (self._pool(strand, mask) + self._pool(other, mask)) / 2
+
+    def _pool(self, hidden: Tensor, mask: Tensor) -> Tensor:
+        """Pools `[B, T, D]` over real tokens."""
         real = mask[..., None]
         pooled = (hidden * real).sum(1) / real.sum(1)
-        if self.use_max:
-            pooled = torch.cat([pooled, hidden.masked_fill(~real, float("-inf")).amax(1)], dim=-1)
-        return self.head(self.dropout(self.norm(pooled)))
+        if not self.use_max:
+            return pooled
+        return torch.cat([pooled, hidden.masked_fill(~real, float("-inf")).amax(1)], dim=-1)

@@ -25,8 +25,9 @@ class Findings:
         study: The study.
         genomes, benchmarks: Name -> manifest of the tokenised store.
         simulation: The record of the simulated data; None for a study that downloads all its data.
-        markov: The Markov models on the test chromosomes; None for a study without a pretrained model.
-        pretraining, language: Model -> record, of the pretrained models.
+        markov: The Markov models on the test chromosomes; None for a study without a model that gives bits per base.
+        pretraining: Model -> record, of the pretrained models.
+        language: Model -> record, of those that give bits per base; bidirectional ones do not.
         pretraining_curves: Model -> lines of metrics.jsonl.
         controls: Dataset -> record.
         classification: (dataset, model) -> record.
@@ -72,7 +73,7 @@ def collect(study: Study, study_path: Path) -> Findings:
             records read different contents under one file name.
     """
     layout, reader = Layout(study), _Reader(study, study_path)
-    pretrained = study.pretrained_models
+    pretrained, scored = study.pretrained_models, study.language_models
     pairs = [(dataset, model) for dataset in study.benchmarks for model in study.models]
     runs = [(dataset, model, seed) for dataset, model in pairs for seed in study.seeds]
     findings = Findings(
@@ -80,10 +81,10 @@ def collect(study: Study, study_path: Path) -> Findings:
         genomes={name: reader.manifest(layout.genome_store(name), genome=name) for name in study.genomes},
         benchmarks={name: reader.manifest(layout.benchmark_store(name), dataset=name) for name in study.benchmarks},
         simulation=reader.record(layout.simulation_record, "simulate") if study.is_simulated else None,
-        markov=reader.record(layout.markov, "evaluate_markov") if pretrained else None,
+        markov=reader.record(layout.markov, "evaluate_markov") if scored else None,
         pretraining={m: reader.record(layout.pretrained(m) / "record.json", "pretrain", model=m) for m in pretrained},
         pretraining_curves={m: reader.curve(layout.pretrained(m), "pretrain", model=m) for m in pretrained},
-        language={m: reader.record(layout.language(m), "evaluate_language", model=m) for m in pretrained},
+        language={m: reader.record(layout.language(m), "evaluate_language", model=m) for m in scored},
         controls={d: reader.record(layout.controls(d), "evaluate_controls", dataset=d) for d in study.benchmarks},
         finetuning={r: reader.record(layout.finetuned(*r) / "record.json", "finetune", **_run_keys(r)) for r in runs},
         finetuning_curves={r: reader.curve(layout.finetuned(*r), "finetune", **_run_keys(r)) for r in runs},

@@ -12,7 +12,10 @@ MOST_SIZE_RATIO = 1.2
 
 
 def model_sentences(findings: Findings) -> list[str]:
-    """Returns what each pretrained model is made of, fewest bits first, and whether they differ in more than the mixer."""
+    """Returns what each pretrained model is made of, fewest bits first, and whether they differ in more than the mixer.
+
+    Bidirectional models, which have no bits, stand at the end: nothing is said of how they differ from the others.
+    """
     models = {name: findings.study.models[name] for name in ranked_models(findings)}
     sizes = [findings.language[name].result["parameters"] for name in models]
     sentences = [f"{name}: {_made_of(model)}." for name, model in models.items()]
@@ -24,7 +27,7 @@ def model_sentences(findings: Findings) -> list[str]:
     if differences:
         verdict = "the comparison is between whole models and does not isolate the mixer"
         sentences.append(f"These models differ {' and '.join(differences)}: {verdict}.")
-    return sentences
+    return sentences + [f"{name}: {_made_of(findings.study.models[name])}." for name in findings.study.masked_models]
 
 
 def _made_of(model: Model) -> str:
@@ -32,7 +35,8 @@ def _made_of(model: Model) -> str:
     if isinstance(model, CNN):
         return "the GenomicBenchmarks CNN"
     stem = f"motif stem of {model.stem_kernel} bases" if model.stem_kernel > 1 else "no convolutional stem"
-    return f"{stem}, then {model.repeat} × ({', '.join(map(_layer, model.layers))}), {model.dim} channels"
+    trunk = f"{stem}, then {model.repeat} × ({', '.join(map(_layer, model.layers))}), {model.dim} channels"
+    return f"{trunk}, bidirectional: each layer reads from both ends, and the model reads both strands" if model.bidirectional else trunk
 
 
 def _layer(layer: Layer) -> str:

@@ -25,7 +25,7 @@ def best_markov(findings: Findings, kind: str) -> dict[str, Any] | None:
 
 
 def ranked_models(findings: Findings) -> list[str]:
-    """Returns the pretrained models, fewest bits first."""
+    """Returns the models that give bits per base, fewest bits first."""
     return sorted(findings.language, key=lambda model: findings.language[model].result["bits"]["all"])
 
 
@@ -41,7 +41,7 @@ def position_shares(findings: Findings) -> dict[str, float]:
 
 
 def _scored(findings: Findings) -> dict[str, int]:
-    assert findings.markov is not None, "a study with a pretrained model has Markov models beside it"
+    assert findings.markov is not None, "a study with a model that gives bits per base has Markov models beside it"
     return findings.markov.result["positions"]
 
 
@@ -95,11 +95,13 @@ def pretraining_table(findings: Findings) -> Table:
         resumed = known.get("resumed_from_step") or None
         run = {"wall": known.get("wall_seconds"), "memory": known.get("peak_memory_bytes"), "resumed": resumed}
         rows.append({"model": model, **run, **{key: known.get(key) for key in _PRETRAINING}})
-    columns = [text_column("model", "Model"), *(Column(key, title, show) for key, (title, show) in _PRETRAINING.items())]
+    shown = {key: column for key, column in _PRETRAINING.items() if "bits" not in key or any(row[key] is not None for row in rows)}
+    columns = [text_column("model", "Model"), *(Column(key, title, show) for key, (title, show) in shown.items())]
     columns += [Column("wall", "Wall time", duration), Column("memory", "Peak memory", memory)]
     if any(row["resumed"] for row in rows):
         columns.append(Column("resumed", "Last resumed from step", count))
-    return Table("pretraining", "How the models were pretrained, one run each.", columns, rows)
+    apart = " Bits per masked base are not comparable with bits per base." if findings.study.masked_models else ""
+    return Table("pretraining", f"How the models were pretrained, one run each.{apart}", columns, rows)
 
 
 _PRETRAINING = {
@@ -107,9 +109,22 @@ _PRETRAINING = {
     "steps": ("Steps", count),
     "tokens": ("Tokens", count),
     "final_validation_bits": ("Validation at the end, bits per base", fixed(4)),
+    "final_masked_validation_bits": ("Masked validation at the end, bits per masked base", fixed(4)),
     "tokens_per_second": ("Tokens per second", count),
     "processes": ("Processes", count),
 }
+
+
+def masked_sentences(findings: Findings) -> list[str]:
+    """Returns what the score of the models pretrained on masked bases is, and is not; nothing where there is no such model."""
+    names = findings.study.masked_models
+    if not names:
+        return []
+    verb = "is" if len(names) == 1 else "are"
+    return [
+        f"{', '.join(names)} {verb} bidirectional: pretrained to predict masked bases from both sides and both strands. "
+        "Bits per masked base are no probability of a sequence and are not comparable with bits per base."
+    ]
 
 
 def training_sentence(findings: Findings) -> str:
@@ -122,7 +137,7 @@ def training_sentence(findings: Findings) -> str:
 
 def _fit(findings: Findings) -> tuple[int, int, bool]:
     """Returns the bases that Markov models were fitted on, all training bases, and whether the study's cap keeps the two well apart."""
-    assert findings.markov is not None, "a study with a pretrained model has Markov models beside it"
+    assert findings.markov is not None, "a study with a model that gives bits per base has Markov models beside it"
     fitted, total = findings.markov.result["fitted_bp"], findings.markov.result["training_bp"]
     return fitted, total, total > findings.study.evaluate.markov_max_bp and fitted < CLEAR_SHARE * total
 

@@ -58,7 +58,9 @@ class Page:
             "started": sorted(record.run["started"][:10] for record in findings.records if record.run.get("started")),
             "tables": self._tables,
             "datasets": [_dataset(findings, dataset) for dataset in findings.datasets],
-            "language_plots": [plots.bits_plot(findings), plots.pretraining_plot(findings)] if findings.language else [],
+            "bits_plot": plots.bits_plot(findings) if findings.language else None,
+            "pretraining_plots": plots.pretraining_plots(findings),
+            "masked_sentences": language.masked_sentences(findings),
             "language_warnings": language.language_warnings(findings),
             "test_chromosomes": language.test_chromosomes(findings),
             "training_sentence": language.training_sentence(findings) if findings.markov else "",
@@ -74,7 +76,9 @@ class Page:
 def _tables(findings: Findings) -> list[Table]:
     tables = [benchmarks.overview_table(findings)] if findings.datasets else []
     if findings.language:
-        tables += [language.bits_table(findings), language.chromosome_table(findings), language.pretraining_table(findings)]
+        tables += [language.bits_table(findings), language.chromosome_table(findings)]
+    if findings.pretraining:
+        tables.append(language.pretraining_table(findings))
     for dataset in findings.datasets:
         tables += [benchmarks.score_table(findings, dataset), benchmarks.counts_table(findings, dataset)]
     tables += [provenance.stages_table(findings), provenance.environment_table(findings), provenance.genomes_table(findings)]

@@ -93,31 +93,42 @@ def bits_plot(findings: Findings) -> Plot:
     return Plot("bits", "Bits per base on held-out chromosomes: lower is better", caption, _svg(figure, "bits", f"Bits per base: {label}"))
 
 
+def pretraining_plots(findings: Findings) -> list[Plot]:
+    """Draws the learning curves of the models that predict the next base and, apart from them, of those that predict masked bases."""
+    study = findings.study
+    plots = [_pretraining_plot(findings, study.language_models, "")] if study.language_models else []
+    return plots + ([_pretraining_plot(findings, study.masked_models, "masked_")] if study.masked_models else [])
+
+
 @rc_context(STYLE)
-def pretraining_plot(findings: Findings) -> Plot:
-    """Draws train and validation bits per base against tokens, one line a model."""
+def _pretraining_plot(findings: Findings, models: list[str], kind: str) -> Plot:
+    """Draws train and validation bits against tokens, one line a model; `kind` stands before the names of the bits in the log."""
+    name, unit = f"{kind}pretraining", "bits per masked base" if kind else "bits per base"
+    curves = {model: findings.pretraining_curves[model] for model in models}
     figure, axes = _figure(330, 1, 2, sharey=True)
-    most = max((line["tokens"] for curve in findings.pretraining_curves.values() for line in curve), default=1)
-    scale, unit = (1e6, "millions") if most >= 2e6 else (1e3, "thousands")
-    for axis, key, title in zip(axes, ("train_bits", "validation_bits"), ("Train", "Validation"), strict=True):
-        for model, curve in findings.pretraining_curves.items():
+    most = max((line["tokens"] for curve in curves.values() for line in curve), default=1)
+    scale, thousands = (1e6, "millions") if most >= 2e6 else (1e3, "thousands")
+    for axis, key, title in zip(axes, (f"{kind}train_bits", f"{kind}validation_bits"), ("Train", "Validation"), strict=True):
+        for model, curve in curves.items():
             tokens, bits = _points(curve, "tokens", key)
             marker = "o" if len(tokens) < 30 else None
             axis.plot(tokens / scale, bits, color=_colour(findings, model), marker=marker, markersize=4, label=_short(model))
         axis.set_title(title, pad=8)
-        axis.set_xlabel(f"tokens seen ({unit})")
+        axis.set_xlabel(f"tokens seen ({thousands})")
     _leave_out_start(axes)
-    axes[0].set_ylabel("bits per base")
+    axes[0].set_ylabel(unit)
     axes[1].legend(loc="upper right")
-    last = {model: _points(curve, "tokens", "validation_bits")[1] for model, curve in findings.pretraining_curves.items()}
+    last = {model: _points(curve, "tokens", f"{kind}validation_bits")[1] for model, curve in curves.items()}
     label = "; ".join(f"{model} ends at {bits[-1]:.3f} validation bits" for model, bits in last.items() if len(bits))
     weight = findings.study.pretrain.repeat_weight
     weighted = f", in which a repeat weighs {weight:g} of another base" if weight < 1 else ""
+    apart = "Bits per masked base, which are not comparable with bits per base. " if kind else ""
     caption = (
-        f"Train is the loss{weighted}, averaged over up to {MAX_CURVE_POINTS} stretches of the run. "
+        f"{apart}Train is the loss{weighted}, averaged over up to {MAX_CURVE_POINTS} stretches of the run. "
         "Validation is read on the validation chromosomes. The scale leaves out the highest of the first steps."
     )
-    return Plot("pretraining", "Learning curves of pretraining", caption, _svg(figure, "pretraining", f"Learning curves: {label}"))
+    title = "Learning curves of pretraining on masked bases" if kind else "Learning curves of pretraining"
+    return Plot(name, title, caption, _svg(figure, name, f"Learning curves: {label}"))
 
 
 @rc_context(STYLE)

@@ -31,8 +31,9 @@ def simulation_notice(findings: Findings) -> str:
 
 def _language(findings: Findings) -> list[str]:
     ranked = language.ranked_models(findings)
+    masked = language.masked_sentences(findings)
     if not ranked:
-        return ["No model was pretrained."]
+        return masked or ["No model was pretrained."]
     best = findings.language[ranked[0]].result
     low, high = best["interval"]["all"]
     number = len(language.test_chromosomes(findings))
@@ -42,7 +43,8 @@ def _language(findings: Findings) -> list[str]:
     first = f"{ranked[0]} reaches {best['bits']['all']:.3f} bits per base on {chromosomes} ({confidence} {low:.3f} to {high:.3f})"
     sentences = [f"{', '.join([first, ' and '.join(against)])}." if against else f"{first}."]
     others = [f"{model} {findings.language[model].result['bits']['all']:.3f}" for model in ranked[1 : MAX_NAMED + 1]]
-    return sentences + ([f"The other pretrained models: {', '.join(others)}."] if others else [])
+    label = "The other models that predict the next base" if masked else "The other pretrained models"
+    return [*sentences, *([f"{label}: {', '.join(others)}."] if others else []), *masked]
 
 
 def _rivals(findings: Findings) -> list[tuple[dict, str]]:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from genomem.config import Study, stage_digest
 from genomem.data.batches import labelled_batch, shuffled_rows
 from genomem.data.benchmark import Benchmark, LabelledSequences, open_benchmark, training_parts
-from genomem.data.tokenizer import VOCAB_SIZE
+from genomem.data.tokenizer import COMPLEMENT, VOCAB_SIZE
 from genomem.errors import GenomemError
 from genomem.files import check_folder, write_json_lines
 from genomem.layout import Layout
@@ -52,7 +52,7 @@ class Finetuning:
         self.benchmark = open_benchmark(study, dataset)
         self.training, self.validation = training_parts(self.benchmark, self.settings.validation_fraction)
         torch.manual_seed(seed)
-        model = classifier(study, name, self.benchmark)
+        model = classifier(study, name, self.benchmark, stranded=self.section.stranded)
         if study.models[name].pretrain:
             digest = stage_digest(study, "pretrain", model=name)
             load_weights(self.layout.pretrained(name), model, stage="pretrain", digest=digest, only="backbone.")
@@ -147,11 +147,23 @@ class Finetuning:
         record.write(folder / "record.json")
 
 
-def classifier(study: Study, name: str, benchmark: Benchmark) -> nn.Module:
-    """Returns the untrained classifier of a model for a benchmark."""
+def classifier(study: Study, name: str, benchmark: Benchmark, *, stranded: bool) -> nn.Module:
+    """Returns the untrained classifier of a model for a benchmark.
+
+    Args:
+        stranded: The strand carries the label, as the study says of the benchmark.
+    """
     length, settings = int(benchmark.manifest["length_bp"]["max"]), study.finetune
-    classes = len(benchmark.classes)
-    return build_classifier(study.models[name], VOCAB_SIZE, classes, length=length, pooling=settings.pooling, dropout=settings.dropout)
+    return build_classifier(
+        study.models[name],
+        VOCAB_SIZE,
+        len(benchmark.classes),
+        length=length,
+        pooling=settings.pooling,
+        dropout=settings.dropout,
+        complement=COMPLEMENT,
+        stranded=stranded,
+    )
 
 
 def fixed_length(model: nn.Module) -> int | None:

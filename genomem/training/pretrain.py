@@ -1,8 +1,9 @@
-"""Pretraining: next-nucleotide prediction on the training chromosomes, with Accelerate."""
+"""Pretraining: prediction of the next base, or of masked bases, on the training chromosomes, with Accelerate."""
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import time
 from collections.abc import Iterable
@@ -12,10 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from genomem.config import Study, stage_digest
+from genomem.config import Study, is_bidirectional, stage_digest
 from genomem.data.batches import BASES, LanguageBatch, WindowSampler, language_batch
 from genomem.data.genome import open_genome
-from genomem.data.tokenizer import VOCAB_SIZE
+from genomem.data.tokenizer import COMPLEMENT, VOCAB_SIZE
 from genomem.errors import GenomemError
 from genomem.files import check_folder, write_json_lines
 from genomem.layout import Layout
@@ -25,8 +26,9 @@ from genomem.record import RunRecord, Stopwatch, describe_environment
 from genomem.training.checkpoint import Checkpoints, save_weights, weights_sha256
 from genomem.training.device import build_accelerator, describe_device
 from genomem.training.interruption import StopRequest, stop_on_signals
+from genomem.training.masking import MASK_STREAM, VALIDATION_SEED, masked_batch
 from genomem.training.optimizer import build_optimizer, set_learning_rate, warmup_cosine
-from genomem.training.scoring import spaced_windows, window_bits_per_base
+from genomem.training.scoring import masked_bits_per_base, spaced_windows, window_bits_per_base
 
 LOG_EVERY = 25
 
@@ -51,7 +53,11 @@ def pretrain(study: Study, name: str) -> None:
 
 
 class Pretraining:
-    """One pretraining run: what it reads, what it trains, and how far it has come."""
+    """One pretraining run: what it reads, what it trains, and how far it has come.
+
+    A bidirectional model predicts masked bases, any other the next one. A masked score is another quantity than bits per base, so the
+    log and the record hold it under other names: `masked_train_bits`, `masked_validation_bits`.
+    """
 
     def __init__(self, study: Study, name: str) -> None:
         self.study, self.name, self.settings = study, name, study.pretrain
@@ -81,8 +87,10 @@ class Pretraining:
             raise GenomemError(
                 f"pretrain.context_bp: no validation chromosome has {self.settings.context_bp + 1} bases; shorten the context"
             )
+        self.is_masked = is_bidirectional(study.models[name])
+        self.kind = "masked_" if self.is_masked else ""
         torch.manual_seed(self.settings.seed)
-        model = build_model(study.models[name], VOCAB_SIZE)
+        model = build_model(study.models[name], VOCAB_SIZE, complement=COMPLEMENT)
         optimizer = build_optimizer(
             model, learning_rate=self.settings.learning_rate, weight_decay=self.settings.weight_decay, betas=self.settings.betas
         )
@@ -110,9 +118,11 @@ class Pretraining:
             last = done == self.settings.steps
             if done % LOG_EVERY == 0 or last:
                 seconds = round(time.monotonic() - began, 2)
-                self._write_log(done, train_bits=loss.item() / math.log(2), learning_rate=rate, gradient_norm=norm.item(), seconds=seconds)
+                bits = {f"{self.kind}train_bits": loss.item() / math.log(2)}
+                self._write_log(done, **bits, learning_rate=rate, gradient_norm=norm.item(), seconds=seconds)
             if done % self.settings.validate_every == 0 or last:
-                self._write_log(done, validation_bits=self._validation_bits(), seconds=round(time.monotonic() - began, 2))
+                bits = {f"{self.kind}validation_bits": self._validation_bits()}
+                self._write_log(done, **bits, seconds=round(time.monotonic() - began, 2))
             if done % self.settings.checkpoint_every == 0 and not last:
                 self._save(done)
             if self._should_stop(stop) and not last:
@@ -126,7 +136,7 @@ class Pretraining:
         set_learning_rate(self.optimizer, settings.learning_rate * factor)
         # Dropout is a function of (seed, step, rank), so a resumed run draws the same masks.
         torch.manual_seed((settings.seed * 1_000_003 + step) * 64 + self.accelerator.process_index)
-        batch = language_batch(self.sampler.windows(step), settings.repeat_weight)
+        batch = self._batch(step)
         total = batch.weights.sum().clamp(min=1e-6).item()
         self.model.train()
         loss = torch.zeros((), device=self.accelerator.device)
@@ -149,25 +159,49 @@ class Pretraining:
         self.optimizer.zero_grad(set_to_none=True)
         return loss, norm, settings.learning_rate * factor
 
+    def _batch(self, step: int) -> LanguageBatch:
+        """Returns the global batch of a step, the same on every process."""
+        windows, settings = self.sampler.windows(step), self.settings
+        if not self.is_masked:
+            return language_batch(windows, settings.repeat_weight)
+        seed = (settings.seed, step, MASK_STREAM)
+        # The last base of a window is there for a model that predicts the next one.
+        return masked_batch(windows[:, :-1], fraction=settings.mask_fraction, repeat_weight=settings.repeat_weight, seed=seed)
+
     def _loss(self, batch: LanguageBatch) -> Tensor:
         """Returns the weighted sum of -ln p over a part of the batch."""
-        logits, _ = self.model(batch.tokens)
+        output = self.model(batch.tokens)
+        logits = output if self.is_masked else output[0]
         nats = F.cross_entropy(logits[..., BASES].float().flatten(0, 1), batch.targets.flatten(), reduction="none")
         return (nats * batch.weights.flatten()).sum()
 
     def _validation_bits(self) -> float:
-        """Returns bits per base over the second half of each validation window; processes share the windows."""
+        """Returns the mean over what is scored in the validation windows; processes share the windows."""
         self.bare_model.eval()
         size, rank = max(1, self.settings.batch_size // self.parts), self.accelerator.process_index
-        chunks = [self.validation[start : start + size] for start in range(0, len(self.validation), size)]
+        chunks = [slice(start, start + size) for start in range(0, len(self.validation), size)]
         total = torch.zeros(2, dtype=torch.float64, device=self.accelerator.device)
-        for chunk in chunks[rank :: self.accelerator.num_processes]:
-            bits = window_bits_per_base(self.bare_model, chunk, self.accelerator.device)[:, self.settings.context_bp // 2 :]
+        for rows in chunks[rank :: self.accelerator.num_processes]:
+            bits = self._masked_bits(rows) if self.is_masked else self._next_base_bits(rows)
             total += torch.tensor([np.nansum(bits, dtype=np.float64), np.isfinite(bits).sum()], device=total.device)
         bits_sum, count = self.accelerator.reduce(total, reduction="sum").tolist()
         if not count:
             raise GenomemError("genomes: the validation chromosomes hold nothing but N where pretraining looks; hold out another one")
         return bits_sum / count
+
+    def _next_base_bits(self, rows: slice) -> np.ndarray:
+        """Returns bits per base over the second half of some validation windows."""
+        bits = window_bits_per_base(self.bare_model, self.validation[rows], self.accelerator.device)
+        return bits[:, self.settings.context_bp // 2 :]
+
+    def _masked_bits(self, rows: slice) -> np.ndarray:
+        """Returns bits per masked base over some validation windows."""
+        return masked_bits_per_base(self.bare_model, self._masked_validation.rows(rows), self.accelerator.device)
+
+    @functools.cached_property
+    def _masked_validation(self) -> LanguageBatch:
+        """The validation windows, with the same masks at every validation of every run."""
+        return masked_batch(self.validation[:, :-1], fraction=self.settings.mask_fraction, repeat_weight=1.0, seed=VALIDATION_SEED)
 
     def _write_log(self, step: int, **values: float) -> None:
         tokens = step * self.settings.batch_size * self.settings.context_bp
@@ -175,11 +209,11 @@ class Pretraining:
 
     def _status(self) -> str:
         latest = {key: value for row in self.log for key, value in row.items()}
-        shown = [
-            f"{label} {latest[key]:.3f}" for label, key in (("train", "train_bits"), ("validation", "validation_bits")) if key in latest
-        ]
+        keys = {label: f"{self.kind}{label}_bits" for label in ("train", "validation")}
+        shown = [f"{label} {latest[key]:.3f}" for label, key in keys.items() if key in latest]
         speed = f"{self._tokens_per_second() / 1000:.1f}k tokens/s" if latest.get("seconds") else ""
-        return " ".join([*shown, "bits/base" if shown else "", speed]).strip()
+        unit = "bits/masked base" if self.is_masked else "bits/base"
+        return " ".join([*shown, unit if shown else "", speed]).strip()
 
     def _tokens_per_second(self) -> float:
         return self.log[-1]["tokens"] / self.log[-1]["seconds"] if self.log and self.log[-1].get("seconds") else 0.0
@@ -201,14 +235,14 @@ class Pretraining:
         folder = self.layout.pretrained(self.name)
         save_weights(folder, self.bare_model, self.study.models[self.name], vocab_size=VOCAB_SIZE, digest=self.digest)
         write_json_lines(folder / "metrics.jsonl", self.log)
-        validations = [row["validation_bits"] for row in self.log if "validation_bits" in row]
+        validations = [row[key] for row in self.log if (key := f"{self.kind}validation_bits") in row]
         result = {
             "parameters": count_parameters(self.bare_model),
             "steps": self.settings.steps,
             "tokens": self.settings.steps * self.settings.batch_size * self.settings.context_bp,
             "training_bp": self.sampler.num_bases,
-            "final_validation_bits": validations[-1],
-            "best_validation_bits": min(validations),
+            f"final_{self.kind}validation_bits": validations[-1],
+            f"best_{self.kind}validation_bits": min(validations),
             "weights_sha256": weights_sha256(self.bare_model),
             "processes": self.accelerator.num_processes,
         }

@@ -1,4 +1,4 @@
-"""Bits per base of a language model along a chromosome.
+"""Bits per base of a language model along a chromosome, and what a masked model pays for the bases that are hidden from it.
 
 Every base after the first is scored exactly once, from at least half a window of context, except in the first window:
 windows of `context_bp` tokens start every half window, and each scores the bases of its second half.
@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterable
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
-from genomem.data.batches import BASES, language_batch
+from genomem.data.batches import BASES, LanguageBatch, language_batch
 
 
 @torch.inference_mode()
@@ -61,6 +61,21 @@ def window_bits_per_base(model: nn.Module, windows: np.ndarray, device: torch.de
     """Returns -log2 p of bases 1 to T of `windows` `[B, T + 1]` ASCII, `[B, T]` float32; NaN at N."""
     batch = language_batch(windows, repeat_weight=1.0).to(device)
     logits, _ = model(batch.tokens)
+    return _bits(logits, batch)
+
+
+@torch.inference_mode()
+def masked_bits_per_base(model: nn.Module, batch: LanguageBatch, device: torch.device) -> np.ndarray:
+    """Returns -log2 p of the chosen bases of a masked batch, given all that is not hidden, `[B, T]` float32; NaN elsewhere.
+
+    The context of a base lies on both sides and the bases are not predicted one from another, so their sum is no probability of the
+    sequence: it compares masked models of one mask with each other and with nothing else.
+    """
+    batch = batch.to(device)
+    return _bits(model(batch.tokens), batch)
+
+
+def _bits(logits: Tensor, batch: LanguageBatch) -> np.ndarray:
     nats = F.cross_entropy(logits[..., BASES].float().transpose(1, 2), batch.targets, reduction="none")
     bits = nats / math.log(2)
     return torch.where(batch.weights > 0, bits, torch.nan).cpu().numpy()

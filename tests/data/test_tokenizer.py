@@ -81,6 +81,20 @@ def test_reverse_complement_of_a_batch_keeps_the_rows():
     assert [as_text(row) for row in tokenizer.reverse_complement(batch)] == ["CGTT", "Ngaa"]
 
 
+@given(dna)
+def test_complementing_tokens_is_complementing_bases(text):
+    bases = as_bases(text)
+    complement = np.array(tokenizer.COMPLEMENT, dtype=np.uint8)
+    assert np.array_equal(complement[tokenizer.encode(bases)][::-1], tokenizer.encode(tokenizer.reverse_complement(bases)))
+    assert len(complement) == tokenizer.VOCAB_SIZE
+    assert [token for token in range(tokenizer.VOCAB_SIZE) if complement[token] != token] == [
+        tokenizer.A,
+        tokenizer.C,
+        tokenizer.G,
+        tokenizer.T,
+    ]
+
+
 @given(st.text(alphabet=CODES + "U" + CODES.lower() + "u", max_size=200))
 def test_to_bases_keeps_case_and_leaves_only_acgtn(text):
     def base(letter: str) -> str:

@@ -32,7 +32,8 @@ def save_random_weights(study: Study, model: str = "scratch") -> None:
     for seed in study.seeds:
         torch.manual_seed(seed)
         folder, digest = Layout(study).finetuned(DATASET, model, seed), stage_digest(study, "finetune", dataset=DATASET, model=model)
-        save_weights(folder, classifier(study, model, benchmark), study.models[model], digest=digest)
+        untrained = classifier(study, model, benchmark, stranded=study.benchmarks[DATASET].stranded)
+        save_weights(folder, untrained, study.models[model], digest=digest)
 
 
 def script(monkeypatch: pytest.MonkeyPatch, wrong: list[int]) -> list[tuple[int, bool]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -123,6 +124,13 @@ def test_markov_models_of_another_version_of_the_study(tiny_study: Study, monkey
     other = tiny_study.model_copy(update={"evaluate": tiny_study.evaluate.model_copy(update={"markov_orders": (0, 3)})})
     with pytest.raises(GenomemError, match=r"markov\.json: made for another version of the study; run `genomem evaluate markov` again"):
         evaluate_language(other, "titans")
+
+
+def test_a_bidirectional_model_has_no_bits_per_base(make_study: Callable[..., Study]) -> None:
+    study = make_study(models={"both_ways": {"dim": 8, "layers": ["causal_conv"], "bidirectional": True}})
+    with pytest.raises(GenomemError, match=r"models\.both_ways: is bidirectional, .* so it has no bits per base"):
+        evaluate_language(study, "both_ways")
+    assert not Layout(study).language("both_ways").exists()
 
 
 def test_a_real_model_beside_real_markov_models(tiny_study: Study) -> None:

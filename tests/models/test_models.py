@@ -21,6 +21,9 @@ def config(*layers: str | dict, **options: object) -> SequenceModel:
 
 SMALL = {
     "titans_lmm": config({"mixer": "titans_lmm", "heads": 2, "chunk_size": 8}, stem_kernel=3),
+    "titans_mac": config({"mixer": "titans_mac", "heads": 2, "segment": 5, "persistent": 3}),
+    "titans_mag": config({"mixer": "titans_mag", "heads": 2, "window": 6, "depth": 2, "hidden_ratio": 2, "gradient_block": 4}),
+    "titans_mal": config({"mixer": "titans_mal", "heads": 2, "window": 6, "persistent": 2}),
     "attention": config({"mixer": "attention", "heads": 2}),
     "causal_conv": config({"mixer": "causal_conv", "kernel": 5}, repeat=2),
     "hybrid": config("causal_conv", {"mixer": "titans_lmm", "heads": 2}, {"mixer": "attention", "window": 6}, stem_kernel=4),

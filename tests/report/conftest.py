@@ -110,10 +110,11 @@ class _Writer:
                 self._classification(dataset, model)
         if self.study.is_simulated:
             self._record(self.layout.simulation_record, "simulate", {"genomes": len(self.study.genomes)})
-        if self.study.pretrained_models:
+        if self.study.language_models:
             self._markov()
         for model in self.study.pretrained_models:
             self._pretraining(model)
+        for model in self.study.language_models:
             self._language(model)
 
     def _record(self, path: Path, stage: str, result: dict[str, Any], **keys: Any) -> None:
@@ -203,6 +204,7 @@ class _Writer:
 
     def _pretraining(self, model: str) -> None:
         random, final = _random("pretrain", model), BITS.get(model, 1.9)
+        kind = "masked_" if model in self.study.masked_models else ""
         lines: list[dict[str, float]] = []
         for step in range(1, 1001):
             bits = final + 0.13 * np.exp(-step / 180)
@@ -210,20 +212,20 @@ class _Writer:
                 {
                     "step": step,
                     "tokens": step * 16384,
-                    "train_bits": float(bits + random.normal(0, 0.012)),
+                    f"{kind}train_bits": float(bits + random.normal(0, 0.012)),
                     "learning_rate": 1e-3,
                     "gradient_norm": 1.0,
                     "seconds": 0.1,
                 }
             )
             if step % 100 == 0:
-                lines.append({"step": step, "tokens": step * 16384, "validation_bits": float(bits + 0.004)})
+                lines.append({"step": step, "tokens": step * 16384, f"{kind}validation_bits": float(bits + 0.004)})
         result = {
             "parameters": 271_884,
             "steps": 1000,
             "tokens": 16_384_000,
-            "best_validation_bits": final + 0.002,
-            "final_validation_bits": final + 0.004,
+            f"best_{kind}validation_bits": final + 0.002,
+            f"final_{kind}validation_bits": final + 0.004,
             "processes": 1,
         }
         result |= {"weights_sha256": _sha256(model)}

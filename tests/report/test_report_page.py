@@ -9,6 +9,7 @@ from html.parser import HTMLParser
 
 import pytest
 
+MASKED_COLUMNS = ["Validation at the end, bits per base", "Masked validation at the end, bits per masked base"]
 VOID = {"meta", "link", "img", "br", "hr", "input", "base", "col", "embed", "source", "track", "wbr"}
 
 
@@ -239,6 +240,41 @@ def test_a_study_without_a_pretrained_model(write_study):
     page = Reader(written.report())
     assert "No model was pretrained." in page.text
     assert not [name for name in page.tables if "language" in name]
+
+
+def test_a_masked_score_stands_where_pretraining_is_described_and_nowhere_among_bits_per_base(write_study):
+    models = {"titans_lmm": {"layers": ["titans_lmm"]}, "both_ways": {"layers": ["attention"], "bidirectional": True}}
+    written = write_study(models=models)
+    html = written.report()
+    page = Reader(html)
+    final = result(written.layout.pretrained("both_ways") / "record.json")["final_masked_validation_bits"]
+    cells = page.cells("pretraining")
+    columns = [cells["Model"].index(title) for title in MASKED_COLUMNS]
+    assert [cells["both_ways"][column] for column in columns] == ["–", f"{final:.4f}"]
+    assert cells["titans_lmm"][columns[1]] == "–"
+    assert "not comparable with bits per base" in page.tables["pretraining"]["caption"]
+    assert "both_ways" not in page.cells("language_bits")
+    assert "both_ways" not in page.cells("language_chromosomes")["Chromosome"]
+    figures = {
+        name: html[html.index(f'id="plot-{name}"') :].partition("</figure>")[0] for name in ("bits", "pretraining", "masked_pretraining")
+    }
+    assert [name for name, figure in figures.items() if "both_ways" in figure] == ["masked_pretraining"]
+    assert "bits per masked base" in figures["masked_pretraining"]
+    assert "both_ways" in page.cells("scores_coding")
+    assert "genomem evaluate language config/tiny.yaml --model both_ways" not in page.text
+    assert "genomem pretrain config/tiny.yaml --model both_ways" in page.text
+    assert page.open == []
+
+
+def test_a_study_of_bidirectional_models_alone(write_study):
+    written = write_study(models={"both_ways": {"layers": ["attention"], "bidirectional": True}}, benchmarks={})
+    assert not written.layout.markov.exists()
+    page = Reader(written.report())
+    assert "both_ways is bidirectional: pretrained to predict masked bases from both sides and both strands." in page.text
+    assert "No model" not in page.text
+    assert not [name for name in page.tables if "language" in name]
+    titles = page.cells("pretraining")["Model"]
+    assert [title for title in MASKED_COLUMNS if title in titles] == MASKED_COLUMNS[1:]
 
 
 def test_positions_that_do_not_exist_are_dashes(write_study):

@@ -36,6 +36,18 @@ def test_the_summary_names_the_model_with_the_fewest_bits(tiny_findings):
     assert summary(tiny_findings).startswith(sentence)
 
 
+def test_the_summary_says_what_a_masked_score_is_not(write_study):
+    both_ways = {"layers": ["causal_conv"], "bidirectional": True}
+    written = write_study(models={"titans_lmm": {"layers": ["titans_lmm"]}, "first": both_ways, "second": both_ways}, benchmarks={})
+    told = findings(written)
+    assert (
+        "0.010 above the best back-off model (order 24). first, second are bidirectional: pretrained to predict masked bases from both "
+        "sides and both strands. Bits per masked base are no probability of a sequence and are not comparable with bits per base."
+    ) in summary(told)
+    made_of = "no convolutional stem, then 1 × (causal_conv), 128 channels, bidirectional: each layer reads from both ends, and the model"
+    assert model_sentences(told)[1:] == [f"{name}: {made_of} reads both strands." for name in ("first", "second")]
+
+
 def test_the_summary_says_whether_the_best_score_is_above_the_controls(write_study):
     written = write_study()
     for model in written.study.models:

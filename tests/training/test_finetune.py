@@ -14,7 +14,7 @@ from torch import nn
 from genomem.config import Study, stage_digest
 from genomem.data.batches import labelled_batch
 from genomem.data.benchmark import Benchmark, LabelledSequences, training_parts
-from genomem.data.tokenizer import VOCAB_SIZE, reverse_complement
+from genomem.data.tokenizer import COMPLEMENT, VOCAB_SIZE, reverse_complement
 from genomem.errors import GenomemError
 from genomem.layout import Layout
 from genomem.models import build_model
@@ -30,7 +30,7 @@ DATASET = "composition"
 def save_pretrained(study: Study, model: str) -> nn.Module:
     """Puts random weights where pretraining would, and returns the model."""
     torch.manual_seed(99)
-    language_model = build_model(study.models[model], VOCAB_SIZE)
+    language_model = build_model(study.models[model], VOCAB_SIZE, complement=COMPLEMENT)
     save_weights(Layout(study).pretrained(model), language_model, study.models[model], digest=stage_digest(study, "pretrain", model=model))
     return language_model
 
@@ -78,7 +78,7 @@ def test_it_learns_what_is_easy_and_records_it(make_study: MakeStudy, model: str
     assert result["best_epoch"] == best["epoch"]
     assert log[-1]["train_loss"] < log[0]["train_loss"]
     benchmark = Benchmark(Layout(study).benchmark_store(DATASET))
-    saved = classifier(study, model, benchmark)
+    saved = classifier(study, model, benchmark, stranded=False)
     load_weights(Layout(study).finetuned(DATASET, model, 0), saved, stage="finetune", digest=record.digest)
     assert weights_sha256(saved) == result["weights_sha256"]
     assert result["parameters"] == sum(p.numel() for p in saved.parameters())
@@ -90,6 +90,27 @@ def test_it_starts_from_the_pretrained_backbone(make_study: MakeStudy) -> None:
     assert weights_sha256(Finetuning(study, DATASET, "titans", 0).model.backbone) == backbone
     scratch = study.model_copy(update={"models": {"titans": study.models["titans"].model_copy(update={"pretrain": False})}})
     assert weights_sha256(Finetuning(scratch, DATASET, "titans", 0).model.backbone) != backbone
+
+
+@pytest.mark.parametrize("stranded", [False, True], ids=["both strands", "stranded"])
+def test_a_bidirectional_model_goes_on_from_masked_pretraining_and_tells_strands_apart_only_where_they_matter(
+    make_study: MakeStudy, stranded: bool
+) -> None:
+    both_ways = {"dim": 8, "layers": [{"mixer": "causal_conv", "kernel": 5}], "bidirectional": True}
+    study = make_study(
+        models={"both_ways": both_ways}, benchmarks={DATASET: {"stranded": stranded}}, finetune={"epochs": 12, "patience": 12}
+    )
+    backbone = weights_sha256(save_pretrained(study, "both_ways").backbone)
+    assert weights_sha256(Finetuning(study, DATASET, "both_ways", 0).model.backbone) == backbone
+    finetune(study, DATASET, "both_ways", 0)
+    assert read_record(study, "both_ways").result["validation"]["accuracy"] == 1.0
+    trained = Finetuning(study, DATASET, "both_ways", 0)
+    digest = stage_digest(study, "finetune", dataset=DATASET, model="both_ways")
+    load_weights(Layout(study).finetuned(DATASET, "both_ways", 0), trained.model, stage="finetune", digest=digest)
+    part = trained.validation
+    other = LabelledSequences([reverse_complement(sequence) for sequence in part.sequences], part.labels)
+    given, flipped = (predict(trained.model, rows, device=torch.device("cpu"), batch_size=7, both_strands=False) for rows in (part, other))
+    assert np.allclose(given, flipped, rtol=0, atol=1e-6) != stranded
 
 
 def test_missing_pretrained_weights(tiny_study: Study) -> None:

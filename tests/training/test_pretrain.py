@@ -18,6 +18,7 @@ import torch
 from safetensors.torch import load_file
 
 from genomem.config import Study, stage_digest
+from genomem.data import tokenizer
 from genomem.data.genome import Genome
 from genomem.errors import GenomemError
 from genomem.layout import Layout
@@ -26,6 +27,8 @@ from genomem.training import pretrain as module
 from genomem.training.pretrain import Pretraining, pretrain
 
 MakeStudy = Callable[..., Study]
+
+BOTH_WAYS = {"dim": 8, "layers": [{"mixer": "attention", "heads": 2}], "stem_kernel": 3, "dropout": 0.1, "bidirectional": True}
 
 
 def read_log(study: Study, model: str) -> list[dict[str, Any]]:
@@ -266,19 +269,97 @@ def test_validation_reads_the_second_half_of_held_out_windows(make_study: MakeSt
 
 
 @pytest.mark.slow
-def test_two_processes_equal_one(make_study: MakeStudy, study_file: Callable[[Study], Path]) -> None:
-    study = make_study(models={"titans": {"dropout": 0.0}}, pretrain={"steps": 6})
+@pytest.mark.parametrize("model", ["titans", "both_ways"])
+def test_two_processes_equal_one(make_study: MakeStudy, study_file: Callable[[Study], Path], model: str) -> None:
+    study = make_study(models={"titans": {"dropout": 0.0}, "both_ways": BOTH_WAYS | {"dropout": 0.0}}, pretrain={"steps": 6})
     one, two = in_folder(study, "one"), in_folder(study, "two")
-    pretrain(one, "titans")
+    pretrain(one, model)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command += ["-m", "genomem", "pretrain", str(study_file(two)), "--model", "titans"]
+    command += ["-m", "genomem", "pretrain", str(study_file(two)), "--model", model]
     root = Path(module.__file__).parents[2]
     environment = os.environ | {"PYTHONPATH": str(root), "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
     run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
     assert run.returncode == 0, run.stderr
-    assert read_record(two, "titans").result["processes"] == 2
-    for name, tensor in read_weights(one, "titans").items():
-        torch.testing.assert_close(read_weights(two, "titans")[name], tensor, rtol=0, atol=1e-5)
-    for row, other in zip(read_log(one, "titans"), read_log(two, "titans"), strict=True):
+    assert read_record(two, model).result["processes"] == 2
+    for name, tensor in read_weights(one, model).items():
+        torch.testing.assert_close(read_weights(two, model)[name], tensor, rtol=0, atol=1e-5)
+    for row, other in zip(read_log(one, model), read_log(two, model), strict=True):
         assert row == pytest.approx(other, abs=1e-4)
-    assert "weights_sha256" in dataclasses.asdict(read_record(two, "titans"))["result"]
+    assert "weights_sha256" in dataclasses.asdict(read_record(two, model))["result"]
+
+
+def test_a_masked_run_records_scores_under_names_of_their_own(make_study: MakeStudy, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "LOG_EVERY", 6)
+    study = make_study(models={"both_ways": BOTH_WAYS})
+    pretrain(study, "both_ways")
+    result, log = read_record(study, "both_ways").result, read_log(study, "both_ways")
+    assert [row["step"] for row in log if "masked_train_bits" in row] == [6, 12]
+    validations = [row["masked_validation_bits"] for row in log if "masked_validation_bits" in row]
+    assert [row["step"] for row in log if "masked_validation_bits" in row] == [5, 10, 12]
+    assert (result["final_masked_validation_bits"], result["best_masked_validation_bits"]) == (validations[-1], min(validations))
+    assert all(1.5 < bits < 3 for bits in validations)
+    assert not {"train_bits", "validation_bits", "final_validation_bits", "best_validation_bits"} & {
+        *result,
+        *(key for row in log for key in row),
+    }
+    assert result["tokens"] == 12 * 4 * 32
+
+
+def test_a_stopped_masked_run_goes_on_to_the_same_bits(make_study: MakeStudy, monkeypatch: pytest.MonkeyPatch) -> None:
+    study = make_study(models={"both_ways": BOTH_WAYS})
+    whole = in_folder(study, "whole")
+    pretrain(whole, "both_ways")
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        stop_after(patch, 6, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        pretrain(study, "both_ways")
+    pretrain(study, "both_ways")
+    assert read_record(study, "both_ways").run["resumed_from_step"] == 7
+    assert read_record(study, "both_ways").result == read_record(whole, "both_ways").result
+    assert read_log(study, "both_ways") == read_log(whole, "both_ways")
+
+
+def test_a_masked_batch_is_a_function_of_seed_and_step_and_is_shared_out_as_it_is(make_study: MakeStudy) -> None:
+    study = make_study(models={"both_ways": BOTH_WAYS}, pretrain={"repeat_weight": 1.0})
+    run = Pretraining(study, "both_ways")
+    batch = run._batch(3)
+    windows = run.sampler.windows(3)[:, :-1]
+    hidden = (batch.tokens == tokenizer.MASK).numpy()
+    assert batch.tokens.shape == (4, 32)
+    assert hidden.any()
+    kept = ~(batch.weights > 0).numpy()
+    assert np.array_equal(batch.tokens.numpy()[kept], tokenizer.encode(windows)[kept])
+    assert np.array_equal(batch.weights.sum(1).numpy(), np.round(0.15 * (windows != ord("N")).sum(1)))
+    # Whoever takes which part, the parts together are the batch.
+    for parts in (1, 2, 4):
+        for key in ("tokens", "targets", "weights"):
+            assert torch.equal(torch.cat([getattr(batch.part(i, parts), key) for i in range(parts)]), getattr(batch, key))
+    assert torch.equal(Pretraining(study, "both_ways")._batch(3).tokens, batch.tokens)
+    assert not torch.equal(run._batch(4).tokens == tokenizer.MASK, batch.tokens == tokenizer.MASK)
+    section = study.pretrain.model_copy(update={"mask_fraction": 0.5})
+    more = Pretraining(study.model_copy(update={"pretrain": section}), "both_ways")._batch(3)
+    assert (more.weights.sum(1) > 2 * batch.weights.sum(1)).all()
+
+
+def test_masks_of_validation_are_fixed_and_shared_out_as_they_are(make_study: MakeStudy, monkeypatch: pytest.MonkeyPatch) -> None:
+    study = make_study(models={"both_ways": BOTH_WAYS})
+    seen: dict[int, list[torch.Tensor]] = {}
+    scores = []
+    for accumulation in (1, 2, 4):
+        for seed in (0, 1):
+            section = study.pretrain.model_copy(update={"accumulation": accumulation, "seed": seed})
+            run = Pretraining(study.model_copy(update={"pretrain": section}), "both_ways")
+            torch.nn.init.zeros_(run.bare_model.head.weight)
+            read = seen.setdefault(len(seen), [])
+            score = module.masked_bits_per_base
+
+            def spy(model: Any, batch: Any, device: Any, read: list[torch.Tensor] = read, score: Any = score) -> Any:
+                read.append(batch.tokens)
+                return score(model, batch, device)
+
+            with monkeypatch.context() as patch:
+                patch.setattr(module, "masked_bits_per_base", spy)
+                scores.append(run._validation_bits())
+    first, *others = (torch.cat(read) for read in seen.values())
+    assert len(first) == len(run.validation)
+    assert all(torch.equal(first, other) for other in others)
+    assert scores == pytest.approx([2.0] * 6)

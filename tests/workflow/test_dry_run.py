@@ -52,6 +52,22 @@ def test_dry_run_writes_nothing(workflow):
     assert workflow.files() == before
 
 
+def test_a_bidirectional_model_has_no_row_of_bits_per_base(workflow):
+    both_ways = {"layers": ["causal_conv"], "bidirectional": True}
+    planned = workflow.jobs("--configfile", "study.yaml")
+    workflow.write_study(models={**workflow.study["models"], "both_ways": both_ways})
+    more = workflow.jobs("--configfile", "study.yaml")
+    assert {rule: more[rule] - planned[rule] for rule in more if more[rule] != planned[rule]} == {
+        "pretrain": 1,
+        "finetune": 2,
+        "evaluate_classification": 1,
+    }
+    workflow.write_study(models={"both_ways": both_ways})
+    alone = workflow.jobs("--configfile", "study.yaml")
+    assert alone["pretrain"] == 1
+    assert not {"evaluate_markov", "evaluate_language"} & set(alone)
+
+
 def test_study_without_pretraining_needs_no_genome(workflow):
     workflow.write_study(
         genomes={"real": {"sources": "https://example.org/genome.fa.gz"}},

@@ -33,6 +33,22 @@ def test_leaves_a_report_and_its_records(finished):
     assert [row["seed"] for row in seeds] == finished.study["seeds"]
 
 
+def test_a_causal_and_a_bidirectional_model_run_through(workflow):
+    layers = [{"mixer": "titans_lmm", "heads": 2, "chunk_size": 16}]
+    models = {"causal": {"dim": 16, "layers": layers}, "both_ways": {"dim": 16, "layers": layers, "stem_kernel": 4, "bidirectional": True}}
+    workflow.write_study(models=models, seeds=[0])
+    run = workflow.snakemake("--configfile", "study.yaml")
+    assert run.returncode == 0, run.stdout
+    results = workflow.path / "results/tiny"
+    tables = json.loads((results / "report.json").read_text(encoding="utf-8"))["tables"]
+    pretraining = {row["model"]: row for row in tables["pretraining"]["rows"]}
+    assert pretraining["both_ways"]["final_masked_validation_bits"] > 1.5
+    assert pretraining["both_ways"]["final_validation_bits"] is None
+    assert pretraining["causal"]["final_masked_validation_bits"] is None
+    assert "both_ways" not in [row["model"] for row in tables["language_bits"]["rows"]]
+    assert sorted(path.stem for path in (results / "evaluate/classification/promoters").iterdir()) == ["both_ways", "causal"]
+
+
 def test_logs_keep_what_a_verb_said(finished):
     log = finished.path / "results/tiny/logs/pretrain/titans.log"
     assert "pretrain titans" in log.read_text(encoding="utf-8")

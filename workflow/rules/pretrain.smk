@@ -1,4 +1,4 @@
-# Next-nucleotide language modelling, one job a model.
+# Language modelling, of the next base or of masked bases, one job a model.
 # Checkpoints are no output: Snakemake deletes outputs before it runs a job again, and a resumed job needs them.
 # Several processes (`--set-resources pretrain:processes=4`, or a profile) run under torchrun on one machine.
 

@@ -5,15 +5,9 @@ rule report:
     input:
         origins=origins(),
         manifests=manifests(),
-        pretrained=[
-            file
-            for model in study.pretrained_models
-            for file in [
-                *trained(layout.pretrained(model))[2:],
-                layout.language(model),
-            ]
-        ],
-        markov=layout.markov if study.pretrained_models else [],
+        pretrained=[file for model in study.pretrained_models for file in trained(layout.pretrained(model))[2:]],
+        language=[layout.language(model) for model in study.language_models],
+        markov=layout.markov if study.language_models else [],
         finetuned=[
             file
             for dataset in study.benchmarks
