@@ -14,19 +14,6 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 BelowOne = Annotated[float, Field(ge=0.0, lt=1.0)]
 
-# Options of every Titans layer.
-Heads = Annotated[int, Field(ge=1)]
-ConvKernel = Annotated[int, Field(ge=1, description="taps of the causal convolution on query, key and value; 1 turns it off")]
-ChunkSize = Annotated[int, Field(ge=1, description="compute chunk of a linear memory; never changes the result")]
-Depth = Annotated[int, Field(ge=1, description="matrices in a memory; 1 is the linear memory")]
-HiddenRatio = Annotated[int, Field(ge=1, description="hidden width of a deep memory over the width of a head")]
-GradientBlock = Annotated[
-    Annotated[int, Field(ge=1)] | None,
-    Field(description="tokens that take their gradients at the same memory; none: 1 for a linear memory, 64 for a deep one"),
-]
-Persistent = Annotated[int, Field(ge=0, description="learned tokens that stand before every document; 0 turns them off")]
-Window = Annotated[int, Field(ge=1, description="how many tokens back the attention sees, the token itself included")]
-
 
 class Section(BaseModel):
     """A part of the study: immutable, and a misspelt key is an error."""
@@ -121,69 +108,51 @@ def _relative(value: str | None) -> str | None:
     return value
 
 
-class TitansLMM(Section):
+class TitansMemory(Section):
+    """Options of the memory in every Titans layer."""
+
+    mixer: str
+    heads: int = Field(4, ge=1)
+    conv_kernel: int = Field(4, ge=1, description="taps of the causal convolution on query, key and value; 1 turns it off")
+    momentum: bool = True
+    forget: bool = True
+    chunk_size: int = Field(32, ge=1, description="compute chunk of a linear memory; never changes the result")
+    depth: int = Field(1, ge=1, description="matrices in a memory; 1 is the linear memory")
+    hidden_ratio: int = Field(4, ge=1, description="hidden width of a deep memory over the width of a head")
+    gradient_block: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="tokens that take their gradients at the same memory; none: 1 for a linear memory, 64 for a deep one"
+    )
+    persistent: int = Field(4, ge=0, description="learned tokens that stand before every document; 0 turns them off")
+
+
+class TitansLMM(TitansMemory):
     """Neural long-term memory (Titans LMM); by default linear and exact, gradient block 1."""
 
     mixer: Literal["titans_lmm"] = "titans_lmm"
-    heads: Heads = 4
-    conv_kernel: ConvKernel = 4
-    momentum: bool = True
-    forget: bool = True
     output_gate: bool = True
-    chunk_size: ChunkSize = 32
-    depth: Depth = 1
-    hidden_ratio: HiddenRatio = 4
-    gradient_block: GradientBlock = None
-    persistent: Persistent = 0
+    persistent: int = Field(0, ge=0, description="learned tokens that stand before every document; 0 turns them off")
 
 
-class TitansMAC(Section):
+class TitansMAC(TitansMemory):
     """Attention inside segments with what a neural memory recalls as its context (Titans MAC, causal form)."""
 
     mixer: Literal["titans_mac"] = "titans_mac"
-    heads: Heads = 4
     segment: int = Field(128, ge=1, description="tokens that attend to each other")
-    persistent: Persistent = 4
-    conv_kernel: ConvKernel = 4
-    momentum: bool = True
-    forget: bool = True
-    chunk_size: ChunkSize = 32
-    depth: Depth = 1
-    hidden_ratio: HiddenRatio = 4
-    gradient_block: GradientBlock = None
 
 
-class TitansMAG(Section):
+class TitansMAG(TitansMemory):
     """Sliding-window attention gated by a neural memory beside it (Titans MAG)."""
 
     mixer: Literal["titans_mag"] = "titans_mag"
-    heads: Heads = 4
-    window: Window = 256
-    persistent: Persistent = 4
-    conv_kernel: ConvKernel = 4
-    momentum: bool = True
-    forget: bool = True
-    chunk_size: ChunkSize = 32
-    depth: Depth = 1
-    hidden_ratio: HiddenRatio = 4
-    gradient_block: GradientBlock = None
+    window: int = Field(256, ge=1, description="how many tokens back the attention sees, the token itself included")
 
 
-class TitansMAL(Section):
+class TitansMAL(TitansMemory):
     """A neural memory, then sliding-window attention over what it returns (Titans MAL)."""
 
     mixer: Literal["titans_mal"] = "titans_mal"
-    heads: Heads = 4
-    window: Window = 256
-    persistent: Persistent = 4
-    conv_kernel: ConvKernel = 4
-    momentum: bool = True
-    forget: bool = True
+    window: int = Field(256, ge=1, description="how many tokens back the attention sees, the token itself included")
     output_gate: bool = True
-    chunk_size: ChunkSize = 32
-    depth: Depth = 1
-    hidden_ratio: HiddenRatio = 4
-    gradient_block: GradientBlock = None
 
 
 class Attention(Section):

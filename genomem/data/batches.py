@@ -41,6 +41,7 @@ class LanguageBatch:
         return self.rows(slice(index * size, (index + 1) * size))
 
     def rows(self, rows: slice) -> LanguageBatch:
+        """Returns some rows."""
         return LanguageBatch(self.tokens[rows], self.targets[rows], self.weights[rows])
 
     def to(self, device: torch.device) -> LanguageBatch:
