@@ -72,3 +72,29 @@ def test_what_stands_at_padding_reaches_nothing() -> None:
     spoilt = torch.where(PADDING[..., None], x, torch.full_like(x, 1e6))
     for clean, other in zip(causal_convolution(x, weight, mask=PADDING), causal_convolution(spoilt, weight, mask=PADDING), strict=True):
         assert torch.equal(clean, other)
+
+
+@pytest.mark.parametrize(("taps", "dilation"), [(1, 1), (4, 1), (9, 3)])
+def test_gradients_over_many_blocks_are_those_of_a_plain_convolution(taps: int, dilation: int) -> None:
+    x = torch.randn(2, 4000, 40, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(taps, 40, dtype=torch.float64, requires_grad=True)
+    upstream = torch.randn(2, 4000, 40, dtype=torch.float64)
+
+    padded = torch.nn.functional.pad(x.transpose(1, 2), ((taps - 1) * dilation, 0))
+    plain = torch.nn.functional.conv1d(padded, weight.flip(0).t()[:, None], groups=40, dilation=dilation).transpose(1, 2)
+    output, _ = causal_convolution(x, weight, dilation=dilation)
+    torch.testing.assert_close(output, plain, rtol=1e-12, atol=1e-12)
+    for one, other in zip(
+        torch.autograd.grad(output, (x, weight), upstream), torch.autograd.grad(plain, (x, weight), upstream), strict=True
+    ):
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-10)
+
+
+def test_under_autocast_the_type_of_the_input_stays_and_weights_get_float32_gradients() -> None:
+    x, weight = torch.randn(2, 300, 16), torch.randn(4, 16, requires_grad=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        output, _ = causal_convolution(x.bfloat16(), weight)
+    assert output.dtype == torch.bfloat16
+    (grad,) = torch.autograd.grad(output.float().sum(), weight)
+    (expected,) = torch.autograd.grad(causal_convolution(x, weight)[0].sum(), weight)
+    torch.testing.assert_close(grad, expected, rtol=2e-2, atol=1.0)
