@@ -122,7 +122,16 @@ class TitansMemory(Section):
     gradient_block: Annotated[int, Field(ge=1)] | None = Field(
         None, description="tokens that take their gradients at the same memory; none: 1 for a linear memory, 64 for a deep one"
     )
+    learned_start: bool | None = Field(
+        None, description="the memory starts every document at learned weights, not at zero; none: a deep one alone, which has to"
+    )
     persistent: int = Field(4, ge=0, description="learned tokens that stand before every document; 0 turns them off")
+
+    @model_validator(mode="after")
+    def _check(self) -> TitansMemory:
+        if self.depth > 1 and self.learned_start is False:
+            raise ValueError(f"learned_start: a memory of depth {self.depth} has no gradient at zero; leave the key out")
+        return self
 
 
 class TitansLMM(TitansMemory):
@@ -134,10 +143,13 @@ class TitansLMM(TitansMemory):
 
 
 class TitansMAC(TitansMemory):
-    """Attention inside segments with what a neural memory recalls as its context (Titans MAC, causal form)."""
+    """Attention inside segments with what a neural memory recalls as its context (Titans MAC); by default causal inside segments too."""
 
     mixer: Literal["titans_mac"] = "titans_mac"
     segment: int = Field(128, ge=1, description="tokens that attend to each other")
+    full_segments: bool = Field(
+        False, description="every token of a segment sees all of it, as in the paper: for bidirectional models only"
+    )
 
 
 class TitansMAG(TitansMemory):
@@ -201,6 +213,13 @@ class SequenceModel(Section):
             return value
         return [{"mixer": item} if isinstance(item, str) else item for item in value]
 
+    @model_validator(mode="after")
+    def _check(self) -> SequenceModel:
+        for place, layer in enumerate(self.layers):
+            if isinstance(layer, TitansMAC) and layer.full_segments and not self.bidirectional:
+                raise ValueError(f"layers.{place}.full_segments: tokens would see those behind them; it needs `bidirectional: true`")
+        return self
+
 
 class CNN(Section):
     """The GenomicBenchmarks CNN (264k parameters at 1,024 bases), for classification only."""
@@ -220,7 +239,12 @@ def is_bidirectional(model: Model) -> bool:
 class Pretrain(Section):
     """Language modelling on the training chromosomes: of the next base, or of masked bases where a model is bidirectional."""
 
-    seed: int = Field(0, ge=0)
+    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(
+        (0,),
+        min_length=1,
+        description="one pretraining run each; a fine-tuning run starts from the pretraining run of its own seed where there is one, else"
+        " from the first",
+    )
     context_bp: int = Field(1024, ge=8, description="bases in a training window")
     batch_size: int = Field(16, ge=1, description="windows in a step, over all processes and accumulation")
     accumulation: int = Field(1, ge=1, description="micro-batches in a step")
@@ -238,6 +262,13 @@ class Pretrain(Section):
     validate_every: int = Field(500, ge=1, description="steps between validations")
     validation_bp: int = Field(100_000, ge=1, description="held-out bases that each validation reads")
     checkpoint_every: int = Field(200, ge=1, description="steps between checkpoints")
+
+    @field_validator("seeds")
+    @classmethod
+    def _distinct_seeds(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        if len(set(value)) < len(value):
+            raise ValueError("a seed stands twice")
+        return value
 
 
 class Finetune(Section):
@@ -263,6 +294,28 @@ class Finetune(Section):
     precision: Literal["float32", "bfloat16"] = "float32"
 
 
+class Recall(Section):
+    """A stretch of the test chromosomes seen again later in the same sequence: bits per base on both copies."""
+
+    repeat_bp: int = Field(1000, ge=64, description="bases of the stretch; the second copy is scored without its first 32 as well")
+    gaps_bp: tuple[Annotated[int, Field(ge=0)], ...] = Field((0, 1000), min_length=1, description="bases between the copies; rising")
+    lead_bp: int = Field(48, ge=0, description="bases before the first copy")
+    samples: int = Field(64, ge=2, description="stretches, none of which overlaps another")
+    seed: int = Field(0, ge=0, description="of the places of the stretches, and of what stands in the gaps")
+
+    @field_validator("gaps_bp")
+    @classmethod
+    def _rising_gaps(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        if list(value) != sorted(set(value)):
+            raise ValueError("each gap must be longer than the one before")
+        return value
+
+    @property
+    def longest_bp(self) -> int:
+        """Bases of the longest sequence: lead-in, two copies and the longest gap."""
+        return self.lead_bp + 2 * self.repeat_bp + self.gaps_bp[-1]
+
+
 class Evaluate(Section):
     """The final evaluation: held-out chromosomes, test sets, and what both are judged against."""
 
@@ -277,6 +330,8 @@ class Evaluate(Section):
         32, ge=8, le=32, description="a test sequence that shares one k-mer of this size with train counts as a near duplicate"
     )
     batch_size: int = Field(64, ge=1)
+    baseline: Name | None = Field(None, description="model that every other language model is compared with, block by block")
+    recall: Recall | None = Field(None, description="what a language model pays for a repeat that it has read before; none: not run")
     bootstrap_samples: int = Field(1000, ge=10)
     confidence: float = Field(0.95, gt=0.5, lt=1)
 
@@ -323,20 +378,31 @@ class Study(Section):
                     f"genomes: no chromosome is held out for {role}, and pretraining needs one; name it under genomes.<name>.{role}"
                 )
         self._check_context()
+        if self.evaluate.baseline is not None and self.evaluate.baseline not in self.language_models:
+            raise ValueError(
+                f"evaluate.baseline: {self.evaluate.baseline!r} is not a language model of this study; it has {self.language_models}"
+            )
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError("seeds: a seed stands twice")
         return self
 
     def _check_context(self) -> None:
         """Refuses to score attention at distances that it was not trained on: that would measure the positions, not the model."""
-        trained, scored = self.pretrain.context_bp, self.evaluate.context_bp
-        for name in self.language_models if scored > trained else ():
-            layers = getattr(self.models[name], "layers", ())
-            if any(isinstance(layer, Attention) and layer.window is None for layer in layers):
-                raise ValueError(
-                    f"evaluate.context_bp: {scored} is more than pretrain.context_bp {trained}, and the attention of models.{name}"
-                    " was trained on no such distance; lower it, or give the attention a window"
-                )
+        trained, lengths = self.pretrain.context_bp, {"evaluate.context_bp": self.evaluate.context_bp}
+        if self.evaluate.recall:
+            lengths["evaluate.recall, lead_bp with two of repeat_bp and the longest of gaps_bp"] = self.evaluate.recall.longest_bp
+        for key, scored in lengths.items():
+            for name in self.language_models if scored > trained else ():
+                layers = getattr(self.models[name], "layers", ())
+                if any(isinstance(layer, Attention) and layer.window is None for layer in layers):
+                    raise ValueError(
+                        f"{key}: {scored} is more than pretrain.context_bp {trained}, and the attention of models.{name}"
+                        " was trained on no such distance; lower it, or give the attention a window"
+                    )
+
+    def pretraining_seed(self, seed: int) -> int:
+        """Returns the seed of the pretraining run that the fine-tuning run of `seed` starts from."""
+        return seed if seed in self.pretrain.seeds else self.pretrain.seeds[0]
 
     @property
     def pretrained_models(self) -> list[str]:
@@ -352,6 +418,16 @@ class Study(Section):
     def language_models(self) -> list[str]:
         """Names of the models that are pretrained on the next base: they give a sequence a probability, and so bits per base."""
         return [name for name in self.pretrained_models if name not in self.masked_models]
+
+    @property
+    def compared_models(self) -> list[str]:
+        """Names of the language models that are compared with `evaluate.baseline`; none where it is not set."""
+        return [name for name in self.language_models if name != self.evaluate.baseline] if self.evaluate.baseline else []
+
+    @property
+    def recall_models(self) -> list[str]:
+        """Names of the language models that `evaluate.recall` is run for; none where it is not set."""
+        return self.language_models if self.evaluate.recall else []
 
     @property
     def is_simulated(self) -> bool:

@@ -7,13 +7,14 @@ from torch import Tensor, nn
 
 from genomem.errors import GenomemError
 from genomem.layers.mixer import Mixer
-from genomem.ops.attention import AttentionState, causal_attention
+from genomem.ops.attention import AttentionState, causal_attention, windowed_attention
 
 
 class Attention(Mixer):
     """Multi-head causal attention with rotary positions and no biases, as in Llama.
 
-    Its state grows with the sequence (keys and values of every token) unless `window` bounds it.
+    Its state grows with the sequence (keys and values of every token) unless `window` bounds it, and time and memory grow with T squared
+    unless a window makes that T times the window.
 
     Args:
         dim: Model width D; a multiple of 2 * heads.
@@ -36,7 +37,12 @@ class Attention(Mixer):
         self, hidden: Tensor, state: AttentionState | None = None, *, mask: Tensor | None = None, reset: Tensor | None = None
     ) -> tuple[Tensor, AttentionState]:
         query, key, value = self.qkv(hidden).unflatten(-1, (3, self.heads, -1)).unbind(2)
-        mixed, state = causal_attention(query, key, value, state, rope_base=self.rope_base, window=self.window, mask=mask, reset=reset)
+        base, window = self.rope_base, self.window
+        # Over so few tokens the full matrix is as fast as blocks.
+        if window is None or hidden.shape[1] <= 2 * window:
+            mixed, state = causal_attention(query, key, value, state, rope_base=base, window=window, mask=mask, reset=reset)
+        else:
+            mixed, state = windowed_attention(query, key, value, state, rope_base=base, window=window, mask=mask, reset=reset)
         return self.out(mixed.flatten(2)), state
 
     def state_bytes(self, tokens: int) -> int:

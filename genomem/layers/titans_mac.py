@@ -13,7 +13,7 @@ from genomem.layers.persistent import ROPE_BASE, check_rotary, split_heads
 from genomem.layers.segments import Segment, cut_into_segments
 from genomem.layers.titans_lmm import TitansLMM
 from genomem.layers.titans_memory import MemoryGate, Weights, normalise
-from genomem.ops.attention import Prefix, segment_attention
+from genomem.ops.attention import Prefix, rotate, segment_attention
 from genomem.ops.ragged import reorder
 
 
@@ -35,7 +35,7 @@ class MACState(NamedTuple):
 
 
 class TitansMAC(Mixer):
-    """Memory as a context, in a form that is causal inside a segment too.
+    """Memory as a context, by default in a form that is causal inside a segment too.
 
     Every document is cut into segments. With `M` the memory at the start of a segment, for its tokens x::
 
@@ -51,15 +51,21 @@ class TitansMAC(Mixer):
     the token itself. The memory takes normalised inputs, as every layer does. What it recalls is not normalised: with a norm there,
     gradients over 20,000 tokens grew a million times larger on repeats of period 6.
 
-    The layer is recurrent over segments (memory to attention to memory). Gradients stay small at the start of training, but where step and
-    momentum are both near 1 they grow with the number of segments: short windows of training, or clipping, are the remedy.
+    With `full_segments` neither stops there, as in the paper: y_i is attention over all h_j and x_j of the segment, and each m_i is read
+    after the whole segment is written. Time then runs between segments only: a token changes all of its own segment and of the later ones,
+    and none before. Such a layer is not causal, and since a segment cannot be split it takes no state and returns none. Where it still
+    differs from the paper: the norms above; the queries and keys of M_i are convolved over y from left to right, as everywhere.
+
+    The layer is recurrent over segments (memory to attention to memory). Since its memory is bounded, so were its gradients on every kind of
+    repeat that was tried.
 
     Args:
         dim: Model width D, a multiple of 2 * heads.
         heads: H of the attention and of the memory.
         segment: S, tokens that attend to each other; counted over the real tokens of a document.
+        full_segments: Every token of a segment sees all of it, as in the paper: for bidirectional models only.
         persistent: Learned tokens that are always in view of the attention.
-        conv_kernel, momentum, forget, chunk_size, depth, hidden_ratio, gradient_block: Of the memory, as in `TitansLMM`.
+        conv_kernel, momentum, forget, chunk_size, depth, hidden_ratio, gradient_block, learned_start: Of the memory, as in `TitansLMM`.
 
     Source: Titans, arXiv 2501.00663, section 4.1, equations 21 to 25.
     """
@@ -70,6 +76,7 @@ class TitansMAC(Mixer):
         *,
         heads: int = 4,
         segment: int = 128,
+        full_segments: bool = False,
         persistent: int = 4,
         conv_kernel: int = 4,
         momentum: bool = True,
@@ -78,10 +85,11 @@ class TitansMAC(Mixer):
         depth: int = 1,
         hidden_ratio: int = 4,
         gradient_block: int | None = None,
+        learned_start: bool | None = None,
     ) -> None:
         super().__init__()
         check_rotary(dim, heads, "titans_mac")
-        self.heads, self.segment = heads, segment
+        self.heads, self.segment, self.full_segments = heads, segment, full_segments
         self.queries = nn.Linear(dim, 2 * dim, bias=False)
         self.key_value = nn.Linear(dim, 2 * dim, bias=False)
         self.persistent = nn.Embedding(persistent, dim) if persistent else None
@@ -98,12 +106,20 @@ class TitansMAC(Mixer):
             depth=depth,
             hidden_ratio=hidden_ratio,
             gradient_block=gradient_block,
+            learned_start=learned_start,
         )
         self.gate = MemoryGate(dim)
 
     def forward(
         self, hidden: Tensor, state: MACState | None = None, *, mask: Tensor | None = None, reset: Tensor | None = None
-    ) -> tuple[Tensor, MACState]:
+    ) -> tuple[Tensor, MACState | None]:
+        """As `Mixer.forward`; with full segments not causal, and the state is None.
+
+        Raises:
+            ValueError: A state is given with full segments, which cannot be split.
+        """
+        if self.full_segments and state is not None:
+            raise ValueError("titans_mac with full_segments reads whole sequences: it takes no state")
         if state is not None and hidden.shape[1] == 0:
             return hidden, state
         inputs = torch.cat([self.queries(hidden), self.key_value(hidden)], dim=-1).unflatten(-1, (4, self.heads, -1))
@@ -111,7 +127,8 @@ class TitansMAC(Mixer):
         attended, remembered, state = self._scan(layout.segments, self._open(inputs) if state is None else state)
         mixed = self.gate(attended, remembered)
         mixed = mixed if layout.slot is None else reorder(mixed, layout.slot)
-        return (mixed if mask is None else mixed * mask[..., None]), state._replace(position=layout.position)
+        after = None if self.full_segments else state._replace(position=layout.position)
+        return (mixed if mask is None else mixed * mask[..., None]), after
 
     def _open(self, inputs: Tensor) -> MACState:
         """Returns the state before the first token."""
@@ -139,10 +156,9 @@ class TitansMAC(Mixer):
         recalled_key, recalled_value = split_heads(self.key_value(recalled), self.heads)
         keys = segment.put(torch.stack([recalled_key, key], dim=1), state.keys)
         values = segment.put(torch.stack([recalled_value, value], dim=1), state.values)
-        mixed = segment_attention(query, keys, values, segment.place, rope_base=ROPE_BASE, prefix=prefix)
-        attended = self.attended(mixed.flatten(2))
-        written = normalise(self.write_norm, attended)
-        remembered, lmm = self.lmm(written, state.lmm, mask=segment.mask, reset=segment.reset)
+        attend, write = (_attend_in_full, self.lmm.write_then_read) if self.full_segments else (_attend_causally, self.lmm)
+        attended = self.attended(attend(query, keys, values, segment, prefix).flatten(2))
+        remembered, lmm = write(normalise(self.write_norm, attended), state.lmm, mask=segment.mask, reset=segment.reset)
         return attended, remembered, MACState(keys, values, frozen, lmm, state.position)
 
     def _frozen(self, segment: Segment, state: MACState) -> Weights:
@@ -155,10 +171,33 @@ class TitansMAC(Mixer):
         return _choose(segment.reset.any(1), memory.initial(segment.inputs), begun)
 
     def state_bytes(self, tokens: int) -> int:
+        if self.full_segments:
+            return 0
         weight = self.attended.weight
         slots = 2 * 2 * self.segment * weight.shape[0] * weight.element_size()
         frozen = self.lmm.memory.weight_bytes(weight.element_size())
         return slots + frozen + self.lmm.state_bytes(tokens) + torch.int64.itemsize
+
+
+def _attend_causally(query: Tensor, keys: Tensor, values: Tensor, segment: Segment, prefix: Prefix | None) -> Tensor:
+    """Returns what each token `[B, w, H, K]` finds up to its own place in the slots `[B, N, S, H, K]`, and in the learned tokens."""
+    return segment_attention(query, keys, values, segment.place, rope_base=ROPE_BASE, prefix=prefix)
+
+
+def _attend_in_full(query: Tensor, keys: Tensor, values: Tensor, segment: Segment, prefix: Prefix | None) -> Tensor:
+    """Returns what each token finds in all filled slots and in the learned tokens; arguments as in `_attend_causally`."""
+    slots, width = torch.arange(keys.shape[2], device=keys.device), query.shape[-1]
+    turned = rotate(query, segment.place, ROPE_BASE)
+    keys = torch.cat([rotate(stream, slots[None], ROPE_BASE) for stream in keys.unbind(1)], dim=1)
+    scores, values = torch.einsum("bthk,bshk->bhts", turned, keys), values.flatten(1, 2)
+    if segment.mask is not None:
+        empty = (slots >= segment.mask.sum(1, keepdim=True)).repeat(1, values.shape[1] // len(slots))
+        # A row without a token has finite scores too, so that its weights are no NaN.
+        scores = scores.masked_fill(empty[:, None, None], torch.finfo(scores.dtype).min)
+    if prefix is not None:
+        scores = torch.cat([scores, torch.einsum("bthk,phk->bhtp", query, prefix[0])], dim=-1)
+        values = torch.cat([values, prefix[1].expand(len(values), *prefix[1].shape)], dim=1)
+    return torch.einsum("bhts,bshv->bthv", (scores * width**-0.5).softmax(-1), values)
 
 
 def _choose(rows: Tensor, new: Weights, old: Weights) -> Weights:

@@ -23,7 +23,7 @@ class TitansMAG(Mixer):
         heads: H of the attention and of the memory.
         window: How many tokens back the attention sees, the token itself included.
         persistent: Learned tokens.
-        conv_kernel, momentum, forget, chunk_size, depth, hidden_ratio, gradient_block: Of the memory, as in `TitansLMM`.
+        conv_kernel, momentum, forget, chunk_size, depth, hidden_ratio, gradient_block, learned_start: Of the memory, as in `TitansLMM`.
 
     Source: Titans, arXiv 2501.00663, section 4.2, equations 26 to 28.
     """
@@ -42,6 +42,7 @@ class TitansMAG(Mixer):
         depth: int = 1,
         hidden_ratio: int = 4,
         gradient_block: int | None = None,
+        learned_start: bool | None = None,
     ) -> None:
         super().__init__()
         self.attention = PersistentAttention(dim, heads, window, name="titans_mag")
@@ -56,6 +57,7 @@ class TitansMAG(Mixer):
             depth=depth,
             hidden_ratio=hidden_ratio,
             gradient_block=gradient_block,
+            learned_start=learned_start,
             persistent=persistent,
         )
         self.gate = MemoryGate(dim)

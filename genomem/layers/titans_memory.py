@@ -26,7 +26,7 @@ class Gates(NamedTuple):
 
 
 class LinearMemory(nn.Module):
-    """A matrix a head, zero at the start of a document. It has no parameters.
+    """A matrix a head, whose start is zero or learned.
 
     Args:
         heads: H.
@@ -34,12 +34,17 @@ class LinearMemory(nn.Module):
         momentum: Whether the gates will have momentum; it takes as much state as the memory.
         gradient_block: b of `genomem.ops.linear_memory`; tokens that take their gradients at the same memory.
         chunk_size: Compute chunk in tokens; never changes the result.
+        learned_start: Every document starts at a learned matrix, which is zero before training.
     """
 
-    def __init__(self, heads: int, width: int, *, momentum: bool, gradient_block: int, chunk_size: int) -> None:
+    # Of one token, for a key of unit length: twice the step that stores the value exactly, beyond which the error grows.
+    largest_step = 2.0
+
+    def __init__(self, heads: int, width: int, *, momentum: bool, gradient_block: int, chunk_size: int, learned_start: bool) -> None:
         super().__init__()
         self.heads, self.width, self.momentum = heads, width, momentum
         self.gradient_block, self.chunk_size = gradient_block, chunk_size
+        self.start = nn.Parameter(torch.zeros(heads, width, width)) if learned_start else None
 
     def forward(
         self, query: Tensor, key: Tensor, value: Tensor, gates: Gates, state: State, *, mask: Tensor | None, reset: Tensor | None
@@ -51,6 +56,7 @@ class LinearMemory(nn.Module):
             value,
             **gates._asdict(),
             state=state,
+            start=self.start,
             mask=mask,
             reset=reset,
             chunk_size=self.chunk_size,
@@ -60,7 +66,9 @@ class LinearMemory(nn.Module):
     def initial(self, like: Tensor) -> Weights:
         """Returns the fast weights of a fresh start, for the batch, type and device of `like`."""
         precision = torch.promote_types(like.dtype, torch.float32)
-        return (like.new_zeros(like.shape[0], self.heads, self.width, self.width, dtype=precision),)
+        if self.start is None:
+            return (like.new_zeros(like.shape[0], self.heads, self.width, self.width, dtype=precision),)
+        return (_for_each_row(self.start.to(precision), like),)
 
     def current(self, state: State, like: Tensor) -> Weights:
         """Returns the fast weights in a state."""
@@ -95,6 +103,9 @@ class DeepMemory(nn.Module):
         gradient_block: b of `genomem.ops.neural_memory`; tokens that take their gradients at the same weights.
     """
 
+    # No step is safe for all weights of a network; this one is half of what is safe for a matrix.
+    largest_step = 1.0
+
     def __init__(self, heads: int, width: int, *, depth: int, hidden_ratio: int, momentum: bool, gradient_block: int) -> None:
         super().__init__()
         self.momentum, self.gradient_block = momentum, gradient_block
@@ -122,7 +133,7 @@ class DeepMemory(nn.Module):
     def initial(self, like: Tensor) -> Weights:
         """Returns the fast weights of a fresh start, for the batch and type of `like`."""
         precision = torch.promote_types(like.dtype, torch.float32)
-        return tuple(matrix.to(precision).expand(like.shape[0], *matrix.shape) for matrix in self.matrices)
+        return tuple(_for_each_row(matrix.to(precision), like) for matrix in self.matrices)
 
     def current(self, state: State, like: Tensor) -> Weights:
         """Returns the fast weights in a state."""
@@ -142,6 +153,11 @@ class DeepMemory(nn.Module):
     def state_bytes(self, size: int) -> int:
         """Returns the bytes of the whole state of one sequence, likewise."""
         return (2 + self.momentum) * self.weight_bytes(size) + torch.int64.itemsize
+
+
+def _for_each_row(weight: Tensor, like: Tensor) -> Tensor:
+    """Returns a copy of a learned weight for each row of a batch: what is carried over must not change with the weight."""
+    return weight.repeat(like.shape[0], *[1] * weight.dim())
 
 
 class MemoryGate(nn.Module):

@@ -24,11 +24,14 @@ from genomem.models.block import Block, scale_residual_outputs
 
 
 class BothDirections(nn.Module):
-    """A causal mixer read from both ends: `mixer(h) + flip(mixer(flip(h * backward)))`.
+    """A mixer read from both ends: `mixer(h) + flip(mixer(flip(h * backward)))`.
 
     The two directions share the mixer. Each channel enters the backward one by a factor of its own: with equal factors the layer would
     treat a sequence and its reversal alike, and no stack of such layers could tell left from right. The factors start at random, so
     that the directions differ from the first step on.
+
+    The mixer need not be causal inside its segments (`titans_mac` with `full_segments`): what lies between them still runs from the end at
+    which a direction begins. Segments are counted from that end too, so that a token's segments in the two directions need not agree.
 
     Source: BiMamba of Caduceus, arXiv 2403.03234, which shares the projections and gives each direction a convolution and a state
     space model of its own.

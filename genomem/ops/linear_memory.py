@@ -36,6 +36,7 @@ from torch import Tensor
 
 from genomem.ops.linear_memory_blocks import BlockState, blockwise_linear_memory
 from genomem.ops.linear_memory_span import Span
+from genomem.ops.ragged import insert_before, reorder, take_slots
 
 State = tuple[Tensor, Tensor | None] | BlockState
 MaybeState = tuple[Tensor | None, Tensor | None] | BlockState | None
@@ -50,6 +51,7 @@ def chunked_linear_memory(
     momentum: Tensor | None = None,
     forget: Tensor | None = None,
     state: MaybeState = None,
+    start: Tensor | None = None,
     mask: Tensor | None = None,
     reset: Tensor | None = None,
     chunk_size: int = 64,
@@ -66,12 +68,13 @@ def chunked_linear_memory(
         query: ``[B, T, H, K]``.
         key: ``[B, T, H, K]``; of unit length wherever stability matters.
         value: ``[B, T, H, V]``.
-        step_size: theta, ``[B, T, H]``. With momentum, ``(1 - momentum) * step`` with step in (0, 1] stays bounded for repeated keys.
+        step_size: theta, ``[B, T, H]``. With momentum up to h, steps under ``2 (1 - h)^2 / (1 + h)`` are stable.
         momentum: eta, ``[B, T, H]`` in [0, 1], values and not logits. None is zero everywhere and costs nothing.
         forget: alpha, ``[B, T, H]``, or ``[B, T, H, K]`` for a gate a key channel, in [0, 1], values and not logits. None is zero.
-        state: ``(W, S)``, each ``[B, H, K, V]``, at the start of a gradient block; or what the last call returned; None is zero.
+        state: ``(W, S)``, each ``[B, H, K, V]``, at the start of a gradient block; or what the last call returned; None is a fresh start.
+        start: ``[H, K, V]``, W before the first token of a document, where S is zero; None is zero.
         mask: ``[B, T]`` bool, True for a real token. Others leave the state as it is and read zero.
-        reset: ``[B, T]`` bool, True for the first token of a packed document: W and S are zero before it. On padding it says nothing.
+        reset: ``[B, T]`` bool, True for the first token of a packed document, a fresh start. On padding it says nothing.
         chunk_size: Tokens a chunk; a choice of speed, not of the result.
         gradient_block: b, tokens that take their gradients at the same memory.
         objective: "squared" (delta rule) or "dot" (plain outer products).
@@ -86,7 +89,13 @@ def chunked_linear_memory(
     """
     _check(objective, read, chunk_size, gradient_block)
     reset = reset if reset is None or mask is None else reset & mask
-    opened = _open(key, value, momentum, state)
+    opened = _open(key, value, momentum, state, start)
+    if start is not None and reset is not None and bool(reset.any()):
+        tokens = {"query": query, "key": key, "value": value, "step_size": step_size, "momentum": momentum, "forget": forget}
+        laid, slot = _with_written_starts(start, tokens, mask, reset, gradient_block)
+        rule: dict[str, Any] = {"objective": objective, "decay_first": decay_first, "read": read}
+        output, after = chunked_linear_memory(**laid, state=opened, chunk_size=chunk_size, gradient_block=gradient_block, **rule)
+        return reorder(output, slot), after
     if gradient_block > 1 or (forget is not None and forget.dim() == 4):
         output, opened = blockwise_linear_memory(
             query,
@@ -127,6 +136,7 @@ def recurrent_linear_memory(
     momentum: Tensor | None = None,
     forget: Tensor | None = None,
     state: MaybeState = None,
+    start: Tensor | None = None,
     mask: Tensor | None = None,
     reset: Tensor | None = None,
     gradient_block: int = 1,
@@ -137,31 +147,36 @@ def recurrent_linear_memory(
     """Returns what :func:`chunked_linear_memory` returns, one token at a time: the form for streaming."""
     _check(objective, read, 1, gradient_block)
     reset = reset if reset is None or mask is None else reset & mask
-    opened = _open(key, value, momentum, state)
+    opened = _open(key, value, momentum, state, start)
     dtype = opened.memory.dtype
+    fresh = opened.memory.new_zeros(()) if start is None else start.to(dtype)
     inputs = (query, key, value, step_size, momentum, forget)
     outputs = [query.new_zeros(query.shape[0], 0, *value.shape[2:])]
     with torch.autocast(query.device.type, enabled=False):
         for t in range(query.shape[1]):
             token: list[Any] = [None if part is None else part[:, t].to(dtype) for part in inputs]
-            real, starts = (None if flag is None else flag[:, t] for flag in (mask, reset))
-            output, opened = _step(token, real, starts, opened, gradient_block, (objective, decay_first, read))
+            opened = opened if reset is None else _restart(opened, reset[:, t], fresh)
+            real = None if mask is None else mask[:, t]
+            output, opened = _step(token, real, opened, gradient_block, (objective, decay_first, read))
             outputs.append(output[:, None].to(query.dtype))
-    output = _hide(torch.cat(outputs, dim=1), mask, reset, read)
+    output = _hide(torch.cat(outputs, dim=1), mask, None, read)
     return output, opened if gradient_block > 1 else opened[:2]
 
 
+def _restart(state: BlockState, starts: Tensor, fresh: Tensor) -> BlockState:
+    """Puts the memory of some rows, ``[B]`` bool, back to the start of a document."""
+    rows = starts[:, None, None, None]
+    surprise = None if state.surprise is None else state.surprise.masked_fill(rows, 0)
+    return state._replace(memory=torch.where(rows, fresh, state.memory), surprise=surprise, position=state.position.masked_fill(starts, 0))
+
+
 def _step(
-    token: list[Any], real: Tensor | None, starts: Tensor | None, state: BlockState, gradient_block: int, rule: tuple[str, bool, str]
+    token: list[Any], real: Tensor | None, state: BlockState, gradient_block: int, rule: tuple[str, bool, str]
 ) -> tuple[Tensor, BlockState]:
     """Takes one token: query, key, value, step size, momentum and forget gate, each ``[B, H, ...]``."""
     query, key, value, step_size, momentum, forget = token
     objective, decay_first, read = rule
     memory, surprise, opened, position = state
-    if starts is not None:
-        cleared = starts[:, None, None, None]
-        memory, surprise = memory.masked_fill(cleared, 0), None if surprise is None else surprise.masked_fill(cleared, 0)
-        position = position.masked_fill(starts, 0)
     opened = torch.where((position == 0)[:, None, None, None], memory, opened) if gradient_block > 1 else memory
     keep = None if forget is None else 1 - (forget if forget.dim() == 3 else forget[..., None])
     if objective == "squared":
@@ -197,16 +212,48 @@ def _check(objective: str, read: str, chunk_size: int, gradient_block: int) -> N
             raise ValueError(f"{name} is {size}; it must be at least 1")
 
 
-def _open(key: Tensor, value: Tensor, momentum: Tensor | None, state: MaybeState) -> BlockState:
-    """Returns the whole state, float32 or float64: zero where none is given, and at the start of a block unless one is open."""
+def _open(key: Tensor, value: Tensor, momentum: Tensor | None, state: MaybeState, start: Tensor | None) -> BlockState:
+    """Returns the whole state, float32 or float64: fresh where none is given, and at the start of a block unless one is open."""
     dtype = torch.float64 if key.dtype == torch.float64 else torch.float32
     zeros = key.new_zeros(key.shape[0], key.shape[2], key.shape[3], value.shape[3], dtype=dtype)
+    # A copy for each row: what is carried over must not change with the learnt start.
+    fresh = zeros if start is None else start.to(dtype).repeat(key.shape[0], 1, 1, 1)
     given = (None, None) if state is None else state[:2]
-    memory, surprise = (zeros if part is None else part.to(dtype) for part in given)
+    memory, surprise = (other if part is None else part.to(dtype) for part, other in zip(given, (fresh, zeros), strict=True))
     held = None if momentum is None else surprise
     if isinstance(state, BlockState):
         return BlockState(memory, held, state.block_memory.to(dtype), state.position)
     return BlockState(memory, held, memory, torch.zeros(key.shape[0], dtype=torch.int64, device=key.device))
+
+
+def _with_written_starts(
+    start: Tensor, tokens: dict[str, Tensor | None], mask: Tensor | None, reset: Tensor, gradient_block: int
+) -> tuple[dict[str, Any], Tensor]:
+    """Puts the rows of the start in front of every document, as tokens that write them into the empty memory.
+
+    Their keys are the unit vectors, so that what they have written together is the start, and their surprise is kept from the document.
+    They fill whole gradient blocks.
+
+    Returns:
+        The arguments of the memory with these tokens, and ``[B, T]`` int64, where each token went.
+    """
+    batch, heads, width = reset.shape[0], *start.shape[:2]
+    count = -(-width // gradient_block) * gradient_block
+    source, slot = insert_before(reset, count)
+
+    def lay(part: Tensor, rows: Tensor | None = None) -> Tensor:
+        new = part.new_zeros(0, *part.shape[2:]) if rows is None else rows
+        new = torch.cat([new, new.new_zeros(count - len(new), *new.shape[1:])])
+        return take_slots(torch.cat([part, new.expand(batch, *new.shape)], dim=1), source)
+
+    written = {"key": torch.eye(width, device=start.device)[:, None].expand(-1, heads, -1), "value": start.transpose(0, 1)}
+    written["step_size"] = start.new_ones(width, heads)
+    momentum = tokens["momentum"]
+    tokens = tokens | {"momentum": None if momentum is None else momentum.masked_fill(reset[..., None], 0)}
+    laid = {name: None if part is None else lay(part, written.get(name)) for name, part in tokens.items()}
+    real = torch.ones_like(reset) if mask is None else mask
+    ones = reset.new_ones(count)
+    return laid | {"mask": lay(real, ones), "reset": lay(torch.zeros_like(reset), ones[:1])}, slot
 
 
 def _gates(

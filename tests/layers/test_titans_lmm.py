@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from genomem.layers.titans_lmm import LONGEST_HORIZON_BLOCKS, SHORTEST_HORIZON_BLOCKS, TitansLMM
+from genomem.layers.titans_memory import DeepMemory
+from genomem.ops.linear_memory import chunked_linear_memory
 
 DIM = 6
 
@@ -24,6 +26,14 @@ def answer(weights: list[Tensor], x: Tensor) -> Tensor:
         x = x @ matrix
         x = x * (1 + torch.erf(x / math.sqrt(2))) / 2
     return x @ weights[-1]
+
+
+def starts(layer: TitansLMM) -> list[Tensor]:
+    """The weights of a memory at the start of a document, each `[H, in, out]`."""
+    if isinstance(layer.memory, DeepMemory):
+        return list(layer.memory.matrices)
+    zeros = torch.zeros(layer.heads, layer.memory.width, layer.memory.width, dtype=torch.float64)
+    return [zeros if layer.memory.start is None else layer.memory.start]
 
 
 def by_the_paper(layer: TitansLMM, hidden: Tensor) -> Tensor:
@@ -41,16 +51,17 @@ def by_the_paper(layer: TitansLMM, hidden: Tensor) -> Tensor:
     output = torch.zeros_like(hidden)
     for h in range(layer.heads):
         channels = slice(h * width, (h + 1) * width)
-        memory = [matrix[h] for matrix in getattr(layer.memory, "matrices", [])] or [torch.zeros(layer.heads, width, width).double()[h]]
+        memory = [matrix[h] for matrix in starts(layer)]
         surprise = [torch.zeros_like(matrix) for matrix in memory]
         for t in range(tokens):
             q, k = (x[t, channels] / x[t, channels].norm() for x in (query, key))
-            momentum = gates[t, 1, h] if layer.use_momentum else 0.0
             forget = gates[t, -1, h] if layer.use_forget else 0.0
+            bound = layer.momentum_bound[h].sigmoid() if layer.use_momentum else 0.0
+            momentum = (1 - forget) * bound * gates[t, 1, h] if layer.use_momentum else 0.0
             if t % block == 0:
                 at = [matrix.detach().requires_grad_() for matrix in memory]
             gradient = torch.autograd.grad(0.5 * (answer(at, k) - value[t, channels]).square().sum(), at)
-            step = (1 - momentum) * gates[t, 0, h] / block
+            step = (1 - forget) * layer.memory.largest_step * (1 - bound) ** 2 / (1 + bound) * gates[t, 0, h] / block
             surprise = [momentum * s - step * g for s, g in zip(surprise, gradient, strict=True)]
             memory = [(1 - forget) * m + s for m, s in zip(memory, surprise, strict=True)]
             read = answer(memory, q)
@@ -74,8 +85,15 @@ def scrambled(**options: Any) -> TitansLMM:
 @pytest.mark.parametrize(("conv_kernel", "output_gate", "heads"), [(4, True, 2), (1, False, 3), (2, True, 1)])
 @pytest.mark.parametrize(
     "memory",
-    [{"chunk_size": 4}, {"gradient_block": 3}, {"depth": 2, "gradient_block": 1}, {"depth": 3, "hidden_ratio": 2, "gradient_block": 4}],
-    ids=["linear", "linear in blocks", "deep", "deep in blocks"],
+    [
+        {"chunk_size": 4},
+        {"gradient_block": 3},
+        {"chunk_size": 4, "learned_start": True},
+        {"gradient_block": 3, "learned_start": True},
+        {"depth": 2, "gradient_block": 1},
+        {"depth": 3, "hidden_ratio": 2, "gradient_block": 4},
+    ],
+    ids=["linear", "linear in blocks", "learned start", "learned start in blocks", "deep", "deep in blocks"],
 )
 def test_equals_the_equations(
     momentum: bool, forget: bool, conv_kernel: int, output_gate: bool, heads: int, memory: dict[str, int]
@@ -87,7 +105,9 @@ def test_equals_the_equations(
     torch.testing.assert_close(layer(hidden)[0], expected, rtol=1e-7, atol=1e-8)
 
 
-@pytest.mark.parametrize("memory", [{}, {"depth": 2, "gradient_block": 4}], ids=["linear", "deep"])
+@pytest.mark.parametrize(
+    "memory", [{}, {"learned_start": True}, {"depth": 2, "gradient_block": 4}], ids=["linear", "learned start", "deep"]
+)
 def test_persistent_tokens_stand_before_every_document(memory: dict[str, int]) -> None:
     layer = scrambled(heads=2, persistent=3, **memory)
     before, layer.persistent = layer.persistent.weight.detach(), None
@@ -118,12 +138,13 @@ def test_every_switch_changes_what_is_computed_and_what_is_trained() -> None:
     names, output, gradient = run()
     more = {"memory.matrices.0", "memory.matrices.1"}
     for options, gone, new in (
-        ({"momentum": False}, set(), set()),
+        ({"momentum": False}, {"momentum_bound"}, set()),
         ({"forget": False}, set(), set()),
         ({"conv_kernel": 1}, {"convolution.weight"}, set()),
         ({"output_gate": False}, {"output_gate.weight"}, set()),
         ({"persistent": 2}, set(), {"persistent.weight"}),
         ({"gradient_block": 4}, set(), set()),
+        ({"learned_start": True}, set(), {"memory.start"}),
         ({"depth": 2}, set(), more),
         ({"depth": 2, "hidden_ratio": 1}, set(), more),
     ):
@@ -136,6 +157,7 @@ def test_every_switch_changes_what_is_computed_and_what_is_trained() -> None:
 def test_names_and_sizes_of_the_weights_with_default_options() -> None:
     layer = TitansLMM(8, heads=2)
     assert {name: tuple(weight.shape) for name, weight in layer.state_dict().items()} == {
+        "momentum_bound": (2,),
         "qkv.weight": (24, 8),
         "convolution.weight": (4, 24),
         "gates.weight": (6, 8),
@@ -165,7 +187,7 @@ def test_the_memory_stays_bounded_with_the_largest_steps_and_the_longest_momentu
     torch.manual_seed(0)
     layer = TitansLMM(16, heads=2, forget=forget, **memory)
     with torch.no_grad():
-        layer.gates.bias[:4] = 4.0
+        layer.gates.bias[:4], layer.momentum_bound[:] = 4.0, 4.0
         hidden = torch.randn(1, period, 16).repeat(1, 2000 // period, 1)
         output, (_, state) = layer(hidden)
     assert output.isfinite().all()
@@ -173,12 +195,48 @@ def test_the_memory_stays_bounded_with_the_largest_steps_and_the_longest_momentu
         assert all(matrix.norm() < 20 for matrix in (part if isinstance(part, tuple) else (part,)))
 
 
+def swing(tokens: int) -> Tensor:
+    """Returns runs of 1 to 29 tokens of one of three keys, `[1, T, 1, 3]`: two of them orthogonal, one between them."""
+    keys = torch.tensor([[1.0, 0, 0], [0, 1, 0], [0.6, 0.8, 0]], dtype=torch.float64)
+    runs = torch.randint(3, (tokens,)).repeat_interleave(torch.randint(1, 30, (tokens,)))
+    return keys[runs[:tokens]].view(1, tokens, 1, 3)
+
+
+@pytest.mark.parametrize("most", [0.3, 0.9, 0.98])
+@pytest.mark.parametrize("forgets", [0.0, 0.001, 0.5])
+def test_no_gates_swing_the_memory_above_its_bound(most: float, forgets: float) -> None:
+    """The bound of docs/decisions/0006 with r = 1.9; values are zero, so that what is left is the difference of two memories."""
+    key, r = swing(3000), 1.9
+    start = torch.randn(2, 1, 1, 3, 3, dtype=torch.float64)
+    bound = (1 + math.sqrt(r * most / ((1 + most) * (2 - r)))) * (start[0].norm() + most / (1 - most) * start[1].norm())
+    for share in (torch.ones(3000), torch.rand(3000), torch.randint(2, (3000,)).double()):
+        keep = 1 - forgets * torch.rand(3000, dtype=torch.float64)
+        gates = {"step_size": keep * r * (1 - most) ** 2 / (1 + most), "momentum": keep * most * share, "forget": 1 - keep}
+        gates = {name: gate.view(1, -1, 1).double() for name, gate in gates.items()}
+        # Three queries of each token are the three rows of the memory after it.
+        for row in torch.eye(3, dtype=torch.float64):
+            query = row.expand_as(key)
+            read, _ = chunked_linear_memory(query, key, torch.zeros_like(key), state=(start[0], start[1]), **gates)
+            assert read.norm(dim=-1).max() <= bound
+
+
+def test_steps_of_one_minus_momentum_swing_it_without_end() -> None:
+    """What the bound is for: the same memory, with the step that its momentum seems to ask for."""
+    key = torch.eye(3, dtype=torch.float64)[([0] * 6 + [1] * 17) * 100].view(1, -1, 1, 3)
+    momentum = torch.full(key.shape[:3], 0.9, dtype=torch.float64)
+    start = (torch.eye(3, dtype=torch.float64)[None, None], None)
+    read, _ = chunked_linear_memory(key, key, torch.zeros_like(key), step_size=0.8 * (1 - momentum), momentum=momentum, state=start)
+    assert read.norm(dim=-1).max() > 1e15
+
+
 @pytest.mark.parametrize("block", [1, 8])
 def test_heads_start_with_horizons_spread_over_the_range(block: int) -> None:
     layer = TitansLMM(8, heads=4, gradient_block=block)
     step, momentum, forget = layer._gates(torch.zeros(1, 1, 8))
-    torch.testing.assert_close(momentum, torch.full_like(momentum, 0.5))
-    torch.testing.assert_close(step, torch.full_like(step, 0.25 / block))  # (1 - momentum) * 1/2 / block
+    keep = 1 - forget
+    torch.testing.assert_close(momentum, 0.5 * 0.9 * keep)
+    # Without forgetting, a write adds up to step / (1 - momentum).
+    torch.testing.assert_close(step, 0.5 * (1 - 0.5 * 0.9) / block * keep)
     horizon = 1 / forget.flatten() / block
     assert horizon[0].item() == pytest.approx(SHORTEST_HORIZON_BLOCKS, rel=1e-3)
     assert horizon[-1].item() == pytest.approx(LONGEST_HORIZON_BLOCKS, rel=1e-3)

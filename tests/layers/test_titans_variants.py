@@ -50,8 +50,10 @@ class SlowMemory:
     """The memory layer, a token at a time, on `genomem.ops.reference`."""
 
     def __init__(self, layer: TitansLMM) -> None:
-        self.layer, self.written, self.state = layer, [], None
-        self.memory = torch.zeros(HEADS, WIDTH, WIDTH, dtype=torch.float64)
+        self.layer, self.written = layer, []
+        start = layer.memory.start
+        self.memory = torch.zeros(HEADS, WIDTH, WIDTH, dtype=torch.float64) if start is None else start
+        self.state = (self.memory[None], None)
 
     def __call__(self, x: Tensor) -> Tensor:
         """Writes and reads one token `[D]`."""
@@ -60,10 +62,12 @@ class SlowMemory:
         taps = [torch.ones_like(self.written[0])] if layer.convolution is None else layer.convolution.weight
         query, key, value = sum(tap * past for tap, past in zip(taps, reversed(self.written), strict=False)).chunk(3)
         step, *gates = torch.sigmoid(layer.gates.weight @ x + layer.gates.bias).unflatten(0, (-1, 1, 1, HEADS))
-        momentum = gates.pop(0) if layer.use_momentum else None
+        bound = layer.momentum_bound.sigmoid() if layer.use_momentum else torch.zeros(HEADS, dtype=torch.float64)
+        momentum = gates.pop(0) * bound if layer.use_momentum else None
         forget = gates.pop(0) if layer.use_forget else None
+        kept = 1 if forget is None else 1 - forget
+        step, momentum = kept * step * 2 * (1 - bound) ** 2 / (1 + bound), None if momentum is None else kept * momentum
         tokens = (unit(query)[None, None], unit(key)[None, None], F.silu(value).view(1, 1, HEADS, WIDTH))
-        step = step if momentum is None else (1 - momentum) * step
         read, self.state = reference.linear_memory(*tokens, step_size=step, momentum=momentum, forget=forget, state=self.state)
         self.memory = self.state[0][0]
         read = rms(read[0, 0], layer.norm).flatten()
@@ -120,6 +124,7 @@ ABLATIONS = [
     {"momentum": False},
     {"forget": False},
     {"conv_kernel": 1},
+    {"learned_start": True},
     {"persistent": 0, "momentum": False, "forget": False, "conv_kernel": 1},
 ]
 
@@ -202,11 +207,12 @@ def test_every_switch_changes_what_is_computed_and_what_is_trained(name: str, hi
     assert len(learned) == 1
     more = {"lmm.memory.matrices.0", "lmm.memory.matrices.1"}
     switches = [
-        ({"momentum": False}, set(), set()),
+        ({"momentum": False}, {"lmm.momentum_bound"}, set()),
         ({"forget": False}, set(), set()),
         ({"conv_kernel": 1}, {"lmm.convolution.weight"}, set()),
         ({"persistent": 0}, learned, set()),
         ({"gradient_block": 3}, set(), set()),
+        ({"learned_start": True}, set(), {"lmm.memory.start"}),
         ({"depth": 2}, set(), more),
         (dict.fromkeys(size, 3), set(), set()),
     ]
@@ -229,14 +235,15 @@ TITANS = {
     "titans_mag": {"window": 64},
     "titans_mal": {"window": 64},
 }
+WITHOUT_STATE = {"titans_mac, full segments": {"full_segments": True}}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("period", REPEATS.values(), ids=REPEATS)
-@pytest.mark.parametrize("name", TITANS)
+@pytest.mark.parametrize("name", TITANS | WITHOUT_STATE)
 def test_long_repeats_give_bounded_outputs_and_gradients_at_the_start_of_training(name: str, period: int) -> None:
     torch.manual_seed(0)
-    layer = build_mixer(name.partition(",")[0], 16, heads=2, **TITANS[name])
+    layer = build_mixer(name.partition(",")[0], 16, heads=2, **(TITANS | WITHOUT_STATE)[name])
     hidden = torch.randn(1, period or LONG, 16).repeat(1, LONG // (period or LONG) + 1, 1)[:, :LONG]
     if period == 0:
         hidden[:, 5_000:15_000] = hidden[:, :1]

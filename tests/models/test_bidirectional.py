@@ -34,6 +34,8 @@ def config(*layers: dict[str, Any], bidirectional: bool = True, **options: Any) 
 MODELS = {
     **{mixer: config(layer(mixer)) for mixer in MIXER_OPTIONS},
     "deep memory": config(layer("titans_lmm", depth=2, gradient_block=4)),
+    "full segments": config(layer("titans_mac", full_segments=True)),
+    "full segments, deep memory": config(layer("titans_mac", full_segments=True, depth=2, gradient_block=4)),
     "no stem, no MLP": config(layer("causal_conv"), stem_kernel=1, mlp_ratio=0),
     "every mixer": config(*map(layer, MIXER_OPTIONS)),
 }
@@ -174,6 +176,29 @@ def test_a_masked_task_is_learnt(name: str) -> None:
         losses.append(loss.item() / math.log(2))
     assert losses[0] > 1.9
     assert sum(losses[-10:]) / 10 < 0.5
+
+
+@pytest.mark.parametrize("name", ["full segments", "titans_mac"])
+def test_one_masked_batch_is_learnt_by_heart(name: str, tokens: Tensor) -> None:
+    torch.manual_seed(0)
+    model = build_model(MODELS[name], VOCAB_SIZE, complement=COMPLEMENT)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+    chosen = torch.zeros_like(tokens, dtype=torch.bool)
+    chosen[:, [2, 6, 11]] = True
+    losses = []
+    for _ in range(80):
+        loss = F.cross_entropy(model(tokens.masked_fill(chosen, MASK))[chosen], tokens[chosen])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item() / math.log(2))
+    assert losses[0] > 2
+    assert losses[-1] < 0.05
+
+
+def test_full_segments_in_a_causal_model_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"layers\.1\.full_segments: tokens would see those behind them; it needs `bidirectional: true`"):
+        config(layer("attention"), layer("titans_mac", full_segments=True), bidirectional=False)
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -43,7 +43,8 @@ def test_parameter_count_by_hand() -> None:
     model = config({"mixer": "titans_lmm", "heads": 2, "conv_kernel": 4}, "attention", repeat=3, stem_kernel=5, mlp_ratio=1.5)
     dim, hidden = 16, 24
     stem = VOCABULARY * dim + (5 * VOCABULARY + 1) * dim + dim + dim * dim  # embedding, tables, bias, out
-    titans = dim * 3 * dim + 4 * 3 * dim + (dim * 6 + 6) + dim // 2 + dim * dim + dim * dim  # qkv, taps, gates, norm, output gate, out
+    gates = dim * 6 + 6 + 2  # step, momentum and forgetting of two heads, and their bounds on momentum
+    titans = dim * 3 * dim + 4 * 3 * dim + gates + dim // 2 + dim * dim + dim * dim  # qkv, taps, gates, norm, output gate, out
     attention = dim * 3 * dim + dim * dim
     around = 2 * dim + dim * 2 * hidden + hidden * dim  # two norms and the gated MLP
     body = stem + 3 * (titans + attention + 2 * around) + dim
