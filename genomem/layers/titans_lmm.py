@@ -23,6 +23,10 @@ FIRST_MOMENTUM_BOUND, FIRST_MOMENTUM_SHARE, FIRST_WRITE = 0.5, 0.9, 0.25
 
 DEEP_GRADIENT_BLOCK = 64
 
+# Numbers in the hidden states of a piece of a long sequence on a CPU. A piece stays in the cache, and its buffers below the size that the
+# allocator of the C library takes from the system page by page, every time.
+PIECE_ELEMENTS = 1 << 18
+
 
 class TitansLMM(Mixer):
     """The memory layer of Titans. With its default options the memory is linear and the rule is the sequential definition.
@@ -128,9 +132,25 @@ class TitansLMM(Mixer):
     def forward(
         self, hidden: Tensor, state: State = None, *, mask: Tensor | None = None, reset: Tensor | None = None
     ) -> tuple[Tensor, State]:
+        mix = self._mix_in_pieces if hidden.device.type == "cpu" else self._mix
         if self.persistent is None:
+            return mix(hidden, state, mask, reset)
+        return mix_behind(self.persistent.weight, mix, hidden, state, mask, reset)
+
+    def _mix_in_pieces(self, hidden: Tensor, state: State, mask: Tensor | None, reset: Tensor | None) -> tuple[Tensor, State]:
+        """Does what `_mix` does, a piece of whole chunks at a time; the state makes it exact."""
+        batch, length, dim = hidden.shape
+        pieces = -(-length * batch * dim // PIECE_ELEMENTS)
+        if pieces < 2:
             return self._mix(hidden, state, mask, reset)
-        return mix_behind(self.persistent.weight, self._mix, hidden, state, mask, reset)
+        grain = self.memory.grain
+        size = max(1, length // (pieces * grain)) * grain
+        parts = [[None] * -(-length // size) if part is None else part.split(size, dim=1) for part in (mask, reset)]
+        outputs = []
+        for part, *flags in zip(hidden.split(size, dim=1), *parts, strict=True):
+            output, state = self._mix(part, state, *flags)
+            outputs.append(output)
+        return torch.cat(outputs, dim=1), state
 
     def write_then_read(self, hidden: Tensor, state: State, *, mask: Tensor | None, reset: Tensor | None) -> tuple[Tensor, State]:
         """Writes all tokens, then reads them all from the memory after the last, so that each read depends on every token.

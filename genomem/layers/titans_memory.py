@@ -35,6 +35,9 @@ class LinearMemory(nn.Module):
         gradient_block: b of `genomem.ops.linear_memory`; tokens that take their gradients at the same memory.
         chunk_size: Compute chunk in tokens; never changes the result.
         learned_start: Every document starts at a learned matrix, which is zero before training.
+
+    Attributes:
+        grain: Tokens that are computed together; calls of whole multiples cost the least.
     """
 
     # Of one token, for a key of unit length: twice the step that stores the value exactly, beyond which the error grows.
@@ -43,7 +46,7 @@ class LinearMemory(nn.Module):
     def __init__(self, heads: int, width: int, *, momentum: bool, gradient_block: int, chunk_size: int, learned_start: bool) -> None:
         super().__init__()
         self.heads, self.width, self.momentum = heads, width, momentum
-        self.gradient_block, self.chunk_size = gradient_block, chunk_size
+        self.gradient_block, self.chunk_size, self.grain = gradient_block, chunk_size, max(gradient_block, chunk_size)
         self.start = nn.Parameter(torch.zeros(heads, width, width)) if learned_start else None
 
     def forward(
@@ -108,7 +111,7 @@ class DeepMemory(nn.Module):
 
     def __init__(self, heads: int, width: int, *, depth: int, hidden_ratio: int, momentum: bool, gradient_block: int) -> None:
         super().__init__()
-        self.momentum, self.gradient_block = momentum, gradient_block
+        self.momentum, self.gradient_block, self.grain = momentum, gradient_block, gradient_block
         widths = [width, *[hidden_ratio * width] * (depth - 1), width]
         matrices = (torch.randn(heads, rows, columns) / math.sqrt(rows) for rows, columns in zip(widths, widths[1:], strict=False))
         self.matrices = nn.ParameterList(matrices)

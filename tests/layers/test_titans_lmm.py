@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from genomem.layers import titans_lmm
 from genomem.layers.titans_lmm import LONGEST_HORIZON_BLOCKS, SHORTEST_HORIZON_BLOCKS, TitansLMM
 from genomem.layers.titans_memory import DeepMemory
 from genomem.ops.linear_memory import chunked_linear_memory
@@ -166,6 +167,21 @@ def test_names_and_sizes_of_the_weights_with_default_options() -> None:
         "output_gate.weight": (8, 8),
         "out.weight": (8, 8),
     }
+
+
+@pytest.mark.parametrize("options", [{}, {"persistent": 3}, {"gradient_block": 8}, {"depth": 2, "gradient_block": 8}], ids=str)
+def test_long_sequences_in_pieces_are_the_whole(options: dict[str, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    layer = scrambled(heads=2, chunk_size=4, **options)
+    hidden = torch.randn(2, 61, DIM, dtype=torch.float64, requires_grad=True)
+    flags = {"mask": torch.rand(2, 61) < 0.9, "reset": torch.rand(2, 61) < 0.05}
+    with torch.no_grad():
+        _, before = layer(hidden[:, :5])
+    found = []
+    for elements in (10**9, 2 * 20 * DIM):
+        monkeypatch.setattr(titans_lmm, "PIECE_ELEMENTS", elements)
+        output, state = layer(hidden, before, **flags)
+        found.append([output, state[1][0], *torch.autograd.grad(output.square().sum(), [hidden, *layer.parameters()])])
+    torch.testing.assert_close(found[1], found[0], rtol=1e-8, atol=1e-10)
 
 
 def test_chunk_size_changes_nothing_but_rounding() -> None:
