@@ -15,6 +15,7 @@ from genomem.layers.titans_lmm import TitansLMM
 from genomem.layers.titans_memory import MemoryGate, Weights, normalise
 from genomem.ops.attention import Prefix, rotate, segment_attention
 from genomem.ops.ragged import reorder
+from genomem.ops.unit_length import unit_length
 
 
 class MACState(NamedTuple):
@@ -152,7 +153,7 @@ class TitansMAC(Mixer):
     def _step(self, segment: Segment, state: MACState, prefix: Prefix | None) -> tuple[Tensor, Tensor, MACState]:
         query, asked, key, value = segment.inputs.unbind(2)
         frozen = self._frozen(segment, state)
-        recalled = self.lmm.memory.recall(F.normalize(F.silu(asked), dim=-1), frozen).flatten(2)
+        recalled = self.lmm.memory.recall(unit_length(F.silu(asked)), frozen).flatten(2)
         recalled_key, recalled_value = split_heads(self.key_value(recalled), self.heads)
         keys = segment.put(torch.stack([recalled_key, key], dim=1), state.keys)
         values = segment.put(torch.stack([recalled_value, value], dim=1), state.values)

@@ -101,7 +101,7 @@ def _decay(momentum: Tensor | None, keep: Tensor | None, real: Tensor | None, *,
     # A padded token keeps W as it is: its S is not added.
     added, added_carried = (fading, carried) if real is None else (real * fading, real * carried)
     weights = torch.bmm(kept, added)
-    inherited = torch.cat([from_memory, torch.bmm(kept, added_carried)], dim=2)
+    inherited = torch.cat([from_memory, (kept * added_carried.mT).sum(-1, keepdim=True)], dim=2)
     return _Decay(weights, inherited, torch.stack([weights[:, -1], fading[:, -1]], dim=2), kept, fading, carried)
 
 
@@ -160,13 +160,14 @@ def _scan_backward(
     grads = torch.empty_like(grad_starts)
     ends = by_chunk(grads, chunks)
     fades = _fades(decay, key.shape[-1], chunks)
+    borders = (torch.empty_like(grad_state), *ends)
+    borders[-1].copy_(grad_state)
     for chunk in reversed(range(chunks)):
-        ends[chunk].copy_(grad_state)
-        writes[chunk].baddbmm_(stored[chunk], grad_state)
-        grad_state = starts[chunk].add_(_fade_transposed(grad_state, *fades[chunk]))
+        writes[chunk].baddbmm_(stored[chunk], borders[chunk + 1])
+        _fade_transposed(borders[chunk + 1], *fades[chunk], out=borders[chunk]).add_(starts[chunk])
         if erased is not None:
-            grad_state.baddbmm_(erased[chunk].mT, writes[chunk], alpha=-1)
-    return grads, grad_state.clone()
+            borders[chunk].baddbmm_(erased[chunk].mT, writes[chunk], alpha=-1)
+    return grads, borders[0]
 
 
 def _read(query: Tensor, key: Tensor, decay: _Decay, states: Tensor, writes: Tensor, lag: int) -> Tensor:
@@ -206,11 +207,11 @@ def _fade(state: Tensor, fade: Tensor, mixed: Tensor | None, *, out: Tensor) -> 
         memory.addcmul_(surprise, mixed)
 
 
-def _fade_transposed(grad: Tensor, fade: Tensor, mixed: Tensor | None) -> Tensor:
-    faded = grad * fade
+def _fade_transposed(grad: Tensor, fade: Tensor, mixed: Tensor | None, *, out: Tensor) -> Tensor:
+    torch.mul(grad, fade, out=out)
     if mixed is not None:
-        faded.chunk(2, dim=1)[1].addcmul_(grad.chunk(2, dim=1)[0], mixed)
-    return faded
+        out.chunk(2, dim=1)[1].addcmul_(grad.chunk(2, dim=1)[0], mixed)
+    return out
 
 
 def _fade_backward(starts: Tensor, grad_ends: Tensor, decay: _Decay) -> tuple[Tensor, Tensor | None]:
@@ -232,9 +233,9 @@ def _gates_backward(decay, grad_weights, grad_inherited, grad_last, grad_fade, n
     grad_weights[:, -1] += grad_last[..., 0]
     grad_momentum = grad_keep = None
     if needed[1]:
-        rows, first = torch.bmm(decay.keep.mT, grad_weights), torch.bmm(decay.keep.mT, grad_inherited)
-        grad_keep = (rows * _lagged(decay.weights, 1)).sum(-1, keepdim=True)
-        grad_keep += (first * _lagged(decay.inherited, 1, first=1)).sum(-1, keepdim=True)
+        rows = torch.bmm(decay.keep.mT, torch.cat([grad_inherited, grad_weights], dim=2))
+        before = torch.cat([_lagged(decay.inherited, 1, first=1), _lagged(decay.weights, 1)], dim=2)
+        grad_keep = rows.mul_(before).sum(-1, keepdim=True)
     if needed[0]:
         end = decay.momentum[:, -1, :, None]
         rows = torch.baddbmm(end * grad_last[:, None, :, 1], decay.weights.mT, grad_weights)
