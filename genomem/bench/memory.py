@@ -83,6 +83,10 @@ def _titans_lmm(settings: MemorySettings) -> nn.Module:
     return build_mixer(OURS, settings.dim, heads=settings.heads, chunk_size=settings.chunk_size)
 
 
+def _titans_lmm_deep(settings: MemorySettings) -> nn.Module:
+    return build_mixer(OURS, settings.dim, heads=settings.heads, depth=2, gradient_block=settings.chunk_size)
+
+
 def _attention(settings: MemorySettings) -> nn.Module:
     return build_mixer("attention", settings.dim, heads=settings.heads)
 
@@ -102,6 +106,7 @@ def _titans_pytorch_heads(settings: MemorySettings) -> nn.Module:
 LAYERS = {
     OURS: Layer("titans_lmm", _titans_lmm),
     "titans_lmm_bfloat16": Layer("titans_lmm bfloat16", _titans_lmm, autocast=True),
+    "titans_lmm_deep": Layer("titans_lmm depth 2", _titans_lmm_deep),
     "titans_pytorch": Layer("titans-pytorch defaults", _titans_pytorch, package="titans-pytorch"),
     "titans_pytorch_heads": Layer("titans-pytorch {heads} heads", _titans_pytorch_heads, package="titans-pytorch"),
     "attention": Layer("attention", _attention),
@@ -112,8 +117,9 @@ READING = (
     "peak is the most memory held at once for weights, input, activations and gradients, on top of the process with all its libraries.",
     "matrix-product floor is three times the multiply-adds of a forward pass of titans_lmm (the backward pass counts as two), at the rate "
     "of one large float32 product, measured at each length. floor/time is the floor over the layer's time: 1.00 would be products alone.",
-    "titans-pytorch learns a deep memory (two layers) with gradients taken at older weights: another model, so the comparison is of what "
-    "each package gives for the same width, not of two programs for one equation.",
+    "titans-pytorch learns a deep memory (two matrices, hidden width 4 times the input) with gradients taken at older weights, and reads the "
+    "memory before the chunk: another model than titans_lmm, so that comparison is of what each package gives for the same width, not of "
+    "two programs for one equation. titans_lmm depth 2 has a memory of the same shape; its reads see the writes of their own chunk.",
 )
 # The floor comes first, so that the line of every other row can be held against it.
 ROWS = (FLOOR, *LAYERS)
