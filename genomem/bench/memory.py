@@ -117,9 +117,9 @@ READING = (
     "peak is the most memory held at once for weights, input, activations and gradients, on top of the process with all its libraries.",
     "matrix-product floor is three times the multiply-adds of a forward pass of titans_lmm (the backward pass counts as two), at the rate "
     "of one large float32 product, measured at each length. floor/time is the floor over the layer's time: 1.00 would be products alone.",
-    "titans-pytorch learns a deep memory (two matrices, hidden width 4 times the input) with gradients taken at older weights, and reads the "
-    "memory before the chunk: another model than titans_lmm, so that comparison is of what each package gives for the same width, not of "
-    "two programs for one equation. titans_lmm depth 2 has a memory of the same shape; its reads see the writes of their own chunk.",
+    "titans-pytorch learns a deep memory (two matrices, hidden width 4 times the input) with gradients taken at older weights, and reads "
+    "the memory before the chunk: another model than titans_lmm, so that comparison is of what each package gives for the same width, "
+    "not of two programs for one equation. titans_lmm depth 2 has a memory of the same shape; its reads see the writes of their own chunk.",
 )
 # The floor comes first, so that the line of every other row can be held against it.
 ROWS = (FLOOR, *LAYERS)

@@ -13,7 +13,7 @@ from genomem.layers.persistent import ROPE_BASE, check_rotary, split_heads
 from genomem.layers.segments import Segment, cut_into_segments
 from genomem.layers.titans_lmm import TitansLMM
 from genomem.layers.titans_memory import MemoryGate, Weights, normalise
-from genomem.ops.attention import Prefix, rotate, segment_attention
+from genomem.ops.attention import Prefix, segment_attention
 from genomem.ops.ragged import reorder
 from genomem.ops.unit_length import unit_length
 
@@ -157,8 +157,9 @@ class TitansMAC(Mixer):
         recalled_key, recalled_value = split_heads(self.key_value(recalled), self.heads)
         keys = segment.put(torch.stack([recalled_key, key], dim=1), state.keys)
         values = segment.put(torch.stack([recalled_value, value], dim=1), state.values)
-        attend, write = (_attend_in_full, self.lmm.write_then_read) if self.full_segments else (_attend_causally, self.lmm)
-        attended = self.attended(attend(query, keys, values, segment, prefix).flatten(2))
+        last, write = (_last_of_segment(segment), self.lmm.write_then_read) if self.full_segments else (None, self.lmm)
+        attended = segment_attention(query, keys, values, segment.place, rope_base=ROPE_BASE, prefix=prefix, last=last)
+        attended = self.attended(attended.flatten(2))
         remembered, lmm = write(normalise(self.write_norm, attended), state.lmm, mask=segment.mask, reset=segment.reset)
         return attended, remembered, MACState(keys, values, frozen, lmm, state.position)
 
@@ -180,25 +181,10 @@ class TitansMAC(Mixer):
         return slots + frozen + self.lmm.state_bytes(tokens) + torch.int64.itemsize
 
 
-def _attend_causally(query: Tensor, keys: Tensor, values: Tensor, segment: Segment, prefix: Prefix | None) -> Tensor:
-    """Returns what each token `[B, w, H, K]` finds up to its own place in the slots `[B, N, S, H, K]`, and in the learned tokens."""
-    return segment_attention(query, keys, values, segment.place, rope_base=ROPE_BASE, prefix=prefix)
-
-
-def _attend_in_full(query: Tensor, keys: Tensor, values: Tensor, segment: Segment, prefix: Prefix | None) -> Tensor:
-    """Returns what each token finds in all filled slots and in the learned tokens; arguments as in `_attend_causally`."""
-    slots, width = torch.arange(keys.shape[2], device=keys.device), query.shape[-1]
-    turned = rotate(query, segment.place, ROPE_BASE)
-    keys = torch.cat([rotate(stream, slots[None], ROPE_BASE) for stream in keys.unbind(1)], dim=1)
-    scores, values = torch.einsum("bthk,bshk->bhts", turned, keys), values.flatten(1, 2)
-    if segment.mask is not None:
-        empty = (slots >= segment.mask.sum(1, keepdim=True)).repeat(1, values.shape[1] // len(slots))
-        # A row without a token has finite scores too, so that its weights are no NaN.
-        scores = scores.masked_fill(empty[:, None, None], torch.finfo(scores.dtype).min)
-    if prefix is not None:
-        scores = torch.cat([scores, torch.einsum("bthk,phk->bhtp", query, prefix[0])], dim=-1)
-        values = torch.cat([values, prefix[1].expand(len(values), *prefix[1].shape)], dim=1)
-    return torch.einsum("bhts,bshv->bthv", (scores * width**-0.5).softmax(-1), values)
+def _last_of_segment(segment: Segment) -> Tensor:
+    """Returns the slot of the last token of each row, `[B, w]`; 0 where the row has none."""
+    last = segment.place[:, -1:] if segment.mask is None else segment.mask.sum(1, keepdim=True).clamp_min(1) - 1
+    return last.expand_as(segment.place)
 
 
 def _choose(rows: Tensor, new: Weights, old: Weights) -> Weights:

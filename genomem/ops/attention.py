@@ -135,18 +135,19 @@ def _band(positions: Tensor, documents: Tensor, window: int) -> Tensor:
 
 
 def segment_attention(
-    query: Tensor, key: Tensor, value: Tensor, place: Tensor, *, rope_base: float, prefix: Prefix | None = None
+    query: Tensor, key: Tensor, value: Tensor, place: Tensor, *, rope_base: float, prefix: Prefix | None = None, last: Tensor | None = None
 ) -> Tensor:
     """Returns attention inside a segment, over several streams of keys that advance with its tokens, `[B, T, H, V]`.
 
     Args:
         query: `[B, T, H, K]`.
         key: `[B, N, S, H, K]`, N keys in each slot of the segment; value: `[B, N, S, H, V]`. Positions are slots.
-        place: `[B, T]` int64, the slot of each query, which sees all streams up to that slot.
+        place: `[B, T]` int64, the slot of each query.
         prefix: As for `causal_attention`.
+        last: `[B, T]` int64, the slot up to which a query sees all streams; None: its own.
     """
     slots = torch.arange(key.shape[2], device=key.device)
-    visible = (slots <= place[..., None]).repeat(1, 1, key.shape[1])
+    visible = (slots <= (place if last is None else last)[..., None]).repeat(1, 1, key.shape[1])
     keys = torch.cat([rotate(stream, slots[None], rope_base) for stream in key.unbind(1)], dim=1)
     return _attend(rotate(query, place, rope_base), query, keys, value.flatten(1, 2), prefix, visible)
 
