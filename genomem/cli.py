@@ -58,7 +58,9 @@ def _parser() -> argparse.ArgumentParser:
     _add(verbs, "simulate", _simulate, "make the study's simulated genomes and benchmarks")
     _data(_add(verbs, "download", _download, "fetch a genome or benchmark, from the mirror first, and verify it"))
     _data(_add(verbs, "tokenize", _tokenize, "turn a FASTA or a benchmark into a memory-mapped store"))
-    _model(_add(verbs, "pretrain", _pretrain, "pretrain a model on the next base, or on masked ones; goes on from its last checkpoint"))
+    summary = "pretrain a model on the next base, or on masked ones, one seed; goes on from its last checkpoint"
+    pretraining = _model(_add(verbs, "pretrain", _pretrain, summary))
+    pretraining.add_argument("--seed", type=int, help="one of `pretrain.seeds:`; may be left out where there is one only")
     _seed(_dataset(_model(_add(verbs, "finetune", _finetune, "fine-tune a model on a benchmark, one seed"))))
     _evaluate_tasks(verbs.add_parser("evaluate", help="the final evaluation: held-out chromosomes, test sets, controls"))
     _add(verbs, "report", _report, "write the HTML report from all records of the study")
@@ -98,6 +100,8 @@ def _evaluate_tasks(parser: argparse.ArgumentParser) -> None:
     tasks = parser.add_subparsers(title="tasks", metavar="TASK", required=True)
     _add(tasks, "markov", _evaluate_markov, "fit Markov models on the training chromosomes and score the test chromosomes")
     _model(_add(tasks, "language", _evaluate_language, "score the test chromosomes with a pretrained model"))
+    _add(tasks, "comparison", _evaluate_comparison, "compare every language model with `evaluate.baseline`, block by block")
+    _model(_add(tasks, "recall", _evaluate_recall, "what a pretrained model pays for a repeat that it has read before"))
     _dataset(_add(tasks, "controls", _evaluate_controls, "what a benchmark gives away without a model, and its leaks"))
     _dataset(_model(_add(tasks, "classification", _evaluate_classification, "score a benchmark's test set with every seed of a model")))
 
@@ -163,9 +167,6 @@ def _study(arguments: argparse.Namespace) -> Study:
         key = getattr(arguments, option, None)
         if key is not None and key not in section:
             raise GenomemError(f"{arguments.study}: no {option} {key!r}; it has {', '.join(section) or 'none'}")
-    seed = getattr(arguments, "seed", None)
-    if seed is not None and seed not in study.seeds:
-        raise GenomemError(f"{arguments.study}: no seed {seed}; it has {', '.join(map(str, study.seeds))}")
     return study
 
 
@@ -177,14 +178,26 @@ def _pretrained_study(arguments: argparse.Namespace) -> Study:
     return study
 
 
+def _chosen_seed(arguments: argparse.Namespace, seeds: Sequence[int], kind: str) -> int:
+    """Returns the seed on the command line, or the only one of `seeds`, which are of the `kind` that errors name."""
+    known = ", ".join(map(str, seeds))
+    if arguments.seed is None and len(seeds) > 1:
+        raise GenomemError(f"{arguments.study}: has several {kind}s ({known}); choose one with --seed")
+    if arguments.seed is not None and arguments.seed not in seeds:
+        raise GenomemError(f"{arguments.study}: no {kind} {arguments.seed}; it has {known}")
+    return seeds[0] if arguments.seed is None else arguments.seed
+
+
 def _validate(arguments: argparse.Namespace) -> None:
     study = _study(arguments)
     runs = len(study.models) * len(study.benchmarks) * len(study.seeds)
+    seeds = len(study.pretrain.seeds)
+    pretraining = f"{len(study.pretrained_models) * seeds} pretraining" + (f" ({seeds} seeds)" if seeds > 1 else "")
     print(f"{arguments.study}: a valid study '{study.name}'")
     print(f"  genomes     {', '.join(study.genomes)}")
     print(f"  benchmarks  {', '.join(study.benchmarks) or 'none'}")
     print(f"  models      {', '.join(study.models)} ({len(study.pretrained_models)} pretrained)")
-    print(f"  runs        {len(study.pretrained_models)} pretraining, {runs} fine-tuning ({len(study.seeds)} seeds)")
+    print(f"  runs        {pretraining}, {runs} fine-tuning ({len(study.seeds)} seeds)")
 
 
 def _simulate(arguments: argparse.Namespace) -> None:
@@ -226,16 +239,18 @@ def _tokenize(arguments: argparse.Namespace) -> None:
 
 def _pretrain(arguments: argparse.Namespace) -> None:
     study = _pretrained_study(arguments)
+    seed = _chosen_seed(arguments, study.pretrain.seeds, "pretraining seed")
     from genomem.training.pretrain import pretrain
 
-    pretrain(study, arguments.model)
+    pretrain(study, arguments.model, seed)
 
 
 def _finetune(arguments: argparse.Namespace) -> None:
     study = _study(arguments)
+    seed = _chosen_seed(arguments, study.seeds, "seed")
     from genomem.training.finetune import finetune
 
-    finetune(study, arguments.dataset, arguments.model, arguments.seed)
+    finetune(study, arguments.dataset, arguments.model, seed)
 
 
 def _evaluate_markov(arguments: argparse.Namespace) -> None:
@@ -249,6 +264,19 @@ def _evaluate_language(arguments: argparse.Namespace) -> None:
     from genomem.evaluation.language import evaluate_language
 
     evaluate_language(study, arguments.model)
+
+
+def _evaluate_comparison(arguments: argparse.Namespace) -> None:
+    from genomem.evaluation.comparison import evaluate_comparison
+
+    evaluate_comparison(_study(arguments))
+
+
+def _evaluate_recall(arguments: argparse.Namespace) -> None:
+    study = _pretrained_study(arguments)
+    from genomem.evaluation.recall import evaluate_recall
+
+    evaluate_recall(study, arguments.model)
 
 
 def _evaluate_controls(arguments: argparse.Namespace) -> None:

@@ -8,11 +8,13 @@ results/<study>/
   simulated/benchmarks/<dataset>/{train,test}/<class>.csv.gz
   tokens/genomes/<genome>/                          bases.u8, manifest.json
   tokens/benchmarks/<dataset>/                      sequences.u8, manifest.json
-  pretrain/<model>/                                 model.safetensors, model.json, metrics.jsonl, record.json
-  checkpoints/pretrain/<model>/                     to resume from; no declared output, so that a failed job keeps it
+  pretrain/<model>/seed-<seed>/                     model.safetensors, model.json, metrics.jsonl, record.json
+  checkpoints/pretrain/<model>/seed-<seed>/         to resume from; no declared output, so that a failed job keeps it
   finetune/<dataset>/<model>/seed-<seed>/           model.safetensors, model.json, metrics.jsonl, record.json
   evaluate/markov.json, markov.npz                  Markov models on the held-out chromosomes; scores of each base
-  evaluate/language/<model>.json
+  evaluate/language/<model>.json, <model>.npz       bits per base; their sums over blocks of neighbouring bases
+  evaluate/comparison.json                          every language model against the baseline, block by block
+  evaluate/recall/<model>.json                      bits per base on a repeat that was read before
   evaluate/controls/<dataset>.json
   evaluate/classification/<dataset>/<model>.json
   report.html, report.json                          the page, and all its figures as one file
@@ -97,11 +99,11 @@ class Layout:
     def benchmark_store(self, dataset: str) -> Path:
         return self.results / "tokens" / "benchmarks" / dataset
 
-    def pretrained(self, model: str) -> Path:
-        return self.results / "pretrain" / model
+    def pretrained(self, model: str, seed: int | str) -> Path:
+        return self.results / "pretrain" / model / f"seed-{seed}"
 
-    def checkpoints(self, model: str) -> Path:
-        return self.results / "checkpoints" / "pretrain" / model
+    def checkpoints(self, model: str, seed: int | str) -> Path:
+        return self.results / "checkpoints" / "pretrain" / model / f"seed-{seed}"
 
     def finetuned(self, dataset: str, model: str, seed: int | str) -> Path:
         return self.results / "finetune" / dataset / model / f"seed-{seed}"
@@ -116,6 +118,16 @@ class Layout:
 
     def language(self, model: str) -> Path:
         return self.results / "evaluate" / "language" / f"{model}.json"
+
+    def language_blocks(self, model: str) -> Path:
+        return self.results / "evaluate" / "language" / f"{model}.npz"
+
+    @property
+    def comparison(self) -> Path:
+        return self.results / "evaluate" / "comparison.json"
+
+    def recall(self, model: str) -> Path:
+        return self.results / "evaluate" / "recall" / f"{model}.json"
 
     def controls(self, dataset: str) -> Path:
         return self.results / "evaluate" / "controls" / f"{dataset}.json"

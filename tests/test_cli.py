@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -22,7 +23,7 @@ MakeStudy = Callable[..., Study]
 ROOT = Path(cli.__file__).parents[1]
 
 VERBS = ["validate", "simulate", "download", "tokenize", "pretrain", "finetune", "evaluate", "report", "bench"]
-TASKS = ["markov", "language", "controls", "classification"]
+TASKS = ["markov", "language", "comparison", "recall", "controls", "classification"]
 COMMANDS = [[verb] for verb in VERBS] + [["evaluate", task] for task in TASKS]
 
 STAGES = [
@@ -30,9 +31,17 @@ STAGES = [
     ["finetune", "--model", "scratch", "--dataset", "composition", "--seed", "0"],
     ["evaluate", "markov"],
     ["evaluate", "language", "--model", "titans"],
+    ["evaluate", "comparison"],
+    ["evaluate", "recall", "--model", "titans"],
     ["evaluate", "controls", "--dataset", "composition"],
     ["evaluate", "classification", "--model", "scratch", "--dataset", "composition"],
 ]
+
+# A sequence of the repeat is longer than a window of training, so the attention needs one of its own.
+EVERY_EVALUATION: dict[str, Any] = {
+    "models": {"attention": {"layers": [{"mixer": "attention", "heads": 2, "window": 16}]}},
+    "evaluate": {"baseline": "attention", "recall": {"repeat_bp": 64, "gaps_bp": [0, 20, 40], "lead_bp": 8, "samples": 4}},
+}
 
 
 def with_study(command: list[str], study: Path) -> list[str]:
@@ -137,6 +146,7 @@ def test_a_faulty_study(content: str, tmp_path: Path, capsys: pytest.CaptureFixt
         (["pretrain", "--model", "x"], "no model 'x'; it has titans, attention, scratch, cnn"),
         (["pretrain", "--model", "scratch"], "models.scratch has `pretrain: false`; finetune trains it from scratch"),
         (["pretrain", "--model", "cnn"], "models.cnn has `pretrain: false`; finetune trains it from scratch"),
+        (["pretrain", "--model", "titans", "--seed", "9"], "no pretraining seed 9; it has 0"),
         (["finetune", "--model", "x", "--dataset", "composition", "--seed", "0"], "no model 'x'; it has titans"),
         (["finetune", "--model", "cnn", "--dataset", "x", "--seed", "0"], "no dataset 'x'; it has composition"),
         (["finetune", "--model", "cnn", "--dataset", "composition", "--seed", "9"], "no seed 9; it has 0, 1"),
@@ -156,16 +166,47 @@ def test_a_key_that_the_study_lacks(command: list[str], words: str, tiny_file: P
     assert line(capsys).startswith(f"{tiny_file}: {words}")
 
 
-def test_evaluating_the_language_of_a_model_that_is_not_pretrained(tiny_file: Path, capsys: pytest.CaptureFixture) -> None:
+@pytest.mark.parametrize(
+    ("seed", "words"),
+    [([], "has several pretraining seeds (3, 0); choose one with --seed"), (["--seed", "1"], "no pretraining seed 1; it has 3, 0")],
+    ids=["none", "unknown"],
+)
+def test_pretraining_without_a_seed_of_the_study(
+    seed: list[str], words: str, make_study: MakeStudy, study_file: Callable[[Study], Path], capsys: pytest.CaptureFixture
+) -> None:
+    path = study_file(make_study(pretrain={"seeds": [3, 0]}))
+    capsys.readouterr()
+    assert main(["pretrain", str(path), "--model", "titans", *seed]) == EXIT_USER_ERROR
+    assert line(capsys) == f"{path}: {words}"
+
+
+@pytest.mark.parametrize(("option", "expected"), [([], 5), (["--seed", "5"], 5)], ids=["left out", "given"])
+def test_the_only_pretraining_seed_may_be_left_out(
+    option: list[str],
+    expected: int,
+    make_study: MakeStudy,
+    study_file: Callable[[Study], Path],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from genomem.training import pretrain as module
+
+    asked = []
+    monkeypatch.setattr(module, "pretrain", lambda study, name, seed: asked.append((name, seed)))
+    assert main(["pretrain", str(study_file(make_study(pretrain={"seeds": [5]}))), "--model", "titans", *option]) == EXIT_OK
+    assert asked == [("titans", expected)]
+
+
+@pytest.mark.parametrize("task", ["language", "recall"])
+def test_evaluating_a_language_model_that_is_not_pretrained(task: str, tiny_file: Path, capsys: pytest.CaptureFixture) -> None:
     for model in ("scratch", "cnn"):
         capsys.readouterr()
-        assert main(["evaluate", "language", str(tiny_file), "--model", model]) == EXIT_USER_ERROR
+        assert main(["evaluate", task, str(tiny_file), "--model", model]) == EXIT_USER_ERROR
         assert f"models.{model} has `pretrain: false`" in line(capsys)
 
 
 @pytest.mark.parametrize("command", STAGES, ids=lambda command: "-".join(command[:2]))
 def test_stages_out_of_order(command: list[str], make_study: MakeStudy, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    study = make_study().model_copy(update={"results": tmp_path / "nothing"})
+    study = make_study(**EVERY_EVALUATION).model_copy(update={"results": tmp_path / "nothing"})
     (tmp_path / "tiny.yaml").write_text(dump_study(study))
     capsys.readouterr()
     assert main(with_study(command, tmp_path / "tiny.yaml")) == EXIT_USER_ERROR
@@ -234,7 +275,7 @@ def test_a_disk_that_fills_up_while_training(
     monkeypatch.setattr(Path, "write_bytes", full)
     assert main(["pretrain", str(tiny_file), "--model", "titans"]) == EXIT_USER_ERROR
     assert "No space left on device" in capsys.readouterr().err.splitlines()[-1]
-    (folder,) = Layout(tiny_study).checkpoints("titans").iterdir()
+    (folder,) = Layout(tiny_study).checkpoints("titans", 0).iterdir()
     assert list(folder.iterdir()) == []
 
 
@@ -271,19 +312,30 @@ def test_validate_says_what_will_run(tiny_file: Path, capsys: pytest.CaptureFixt
     ]
 
 
+def test_validate_counts_every_pretraining_run(
+    make_study: MakeStudy, study_file: Callable[[Study], Path], capsys: pytest.CaptureFixture
+) -> None:
+    path = study_file(make_study(pretrain={"seeds": [0, 1, 2]}))
+    capsys.readouterr()
+    assert main(["validate", str(path)]) == EXIT_OK
+    assert capsys.readouterr().out.splitlines()[-1] == "  runs        6 pretraining (3 seeds), 8 fine-tuning (2 seeds)"
+
+
 def test_every_stage_in_order(make_study: MakeStudy, study_file: Callable[[Study], Path], capsys: pytest.CaptureFixture) -> None:
-    study = make_study(seeds=[0], pretrain={"steps": 2}, finetune={"epochs": 1})
-    study = study.model_copy(update={"models": {name: study.models[name] for name in ("titans", "scratch")}})
+    study = make_study(seeds=[0], pretrain={"steps": 2}, finetune={"epochs": 1}, **EVERY_EVALUATION)
+    study = study.model_copy(update={"models": {name: study.models[name] for name in ("titans", "attention")}})
     path, layout = study_file(study), Layout(study)
     fine_tuned = [["--model", model, "--dataset", "composition"] for model in study.models]
     commands = [
         ["tokenize", "--genome", "alpha"],
         ["tokenize", "--genome", "beta"],
         ["tokenize", "--dataset", "composition"],
-        ["pretrain", "--model", "titans"],
+        *(["pretrain", "--model", model] for model in study.models),
         *(["finetune", *keys, "--seed", "0"] for keys in fine_tuned),
         ["evaluate", "markov"],
-        ["evaluate", "language", "--model", "titans"],
+        *(["evaluate", "language", "--model", model] for model in study.models),
+        ["evaluate", "comparison"],
+        *(["evaluate", "recall", "--model", model] for model in study.models),
         ["evaluate", "controls", "--dataset", "composition"],
         *(["evaluate", "classification", *keys] for keys in fine_tuned),
         ["report"],
@@ -295,7 +347,8 @@ def test_every_stage_in_order(make_study: MakeStudy, study_file: Callable[[Study
         assert out == ("" if command != ["report"] else f"report: {layout.report.resolve()}\n")
     records = [RunRecord.read(file) for file in layout.results.rglob("*.json") if file.name == "record.json" or "evaluate" in file.parts]
     assert sorted(record.stage for record in records) == sorted(
-        ["pretrain", "finetune", "finetune", "evaluate_markov", "evaluate_language", "evaluate_controls", *["evaluate_classification"] * 2]
+        ["evaluate_markov", "evaluate_comparison", "evaluate_controls"]
+        + 2 * ["pretrain", "finetune", "evaluate_language", "evaluate_recall", "evaluate_classification"]
     )
     assert layout.report.stat().st_size > 1000
 

@@ -76,7 +76,8 @@ def refusal(tree: dict[str, Any]) -> str:
         (("models", "titans", "layers", 1, "head"), "heads", "chunk_size, conv_kernel, depth, forget, gradient_block, heads"),
         (("pretrain", "step"), "steps", "accumulation, batch_size, betas"),
         (("finetune", "epoch"), "epochs", "batch_size, dropout, epochs"),
-        (("evaluate", "bootstrap_sample"), "bootstrap_samples", "backoff_orders, batch_size"),
+        (("evaluate", "bootstrap_sample"), "bootstrap_samples", "backoff_orders, baseline, batch_size"),
+        (("evaluate", "recall", "repeats_bp"), "repeat_bp", "gaps_bp, lead_bp, repeat_bp, samples, seed"),
     ],
     ids=lambda value: ".".join(map(str, value)) if isinstance(value, tuple) else "",
 )
@@ -112,6 +113,10 @@ def test_a_genome_named_like_a_part_of_the_schema_is_explained_as_well() -> None
         (("models", "small_cnn", "bidirectional"), True, ["models.small_cnn.bidirectional", "unknown key"]),
         (("pretrain", "precision"), "float16", ["pretrain.precision", "float32", "bfloat16"]),
         (("pretrain",), 3, ["pretrain"]),
+        (("pretrain", "seed"), 3, ["pretrain.seed: unknown key", "did you mean 'seeds'?"]),
+        (("pretrain", "seeds"), [], ["pretrain.seeds", "at least 1"]),
+        (("pretrain", "seeds"), [-1], ["pretrain.seeds.0", "greater than or equal to 0"]),
+        (("pretrain", "seeds"), [2, 0, 2], ["pretrain.seeds: a seed stands twice"]),
         (("genomes",), [], ["genomes"]),
         (("genomes", "sim", "validation"), "chr1", ["genomes.sim.validation"]),
         (("genomes", "sim", "simulate", "seed"), -1, ["genomes.sim.simulate.seed"]),
@@ -123,6 +128,10 @@ def test_a_genome_named_like_a_part_of_the_schema_is_explained_as_well() -> None
         (("models", "titans", "layers"), 3, ["models.titans.layers"]),
         (("models", "titans", "layers", 1, "heads"), "four", ["models.titans.layers.1.heads", "'four'"]),
         (("models", "small_cnn", "pretrain"), True, ["models.small_cnn.pretrain"]),
+        (("evaluate", "recall"), {"gaps_bp": [0, 100, 100]}, ["evaluate.recall.gaps_bp: each gap must be longer than the one before"]),
+        (("evaluate", "recall"), {"gaps_bp": []}, ["evaluate.recall.gaps_bp", "at least 1"]),
+        (("evaluate", "recall"), {"repeat_bp": 63}, ["evaluate.recall.repeat_bp", "greater than or equal to 64"]),
+        (("evaluate", "recall"), {"samples": 1}, ["evaluate.recall.samples", "greater than or equal to 2"]),
         (("seeds",), [1, 1], ["seeds", "twice"]),
         (("seeds",), [], ["seeds"]),
         (("name",), "a/b", ["name", "pattern", "'a/b'"]),
@@ -180,6 +189,15 @@ def test_pretraining_needs_held_out_chromosomes(role: str) -> None:
     assert parse_study(merge(merge(FULL, nothing), scratch), "study.yaml").pretrained_models == []
 
 
+def test_the_baseline_is_a_language_model_of_the_study() -> None:
+    study = merge(merge(FULL, BOTH_WAYS), {"evaluate": {"baseline": "attention"}})
+    assert parse_study(study, "study.yaml").compared_models == ["titans"]
+    assert parse_study(merge(FULL, BOTH_WAYS), "study.yaml").compared_models == []
+    for name in ("both_ways", "small_cnn", "unknown"):
+        message = refusal(merge(study, {"evaluate": {"baseline": name}}))
+        assert message == f"evaluate.baseline: '{name}' is not a language model of this study; it has ['titans', 'attention']"
+
+
 def test_bidirectional_models_are_pretrained_and_have_no_bits_per_base() -> None:
     study = parse_study(merge(FULL, BOTH_WAYS), "study.yaml")
     assert study.pretrained_models == ["titans", "attention", "both_ways"]
@@ -197,6 +215,20 @@ def test_a_study_of_bidirectional_models_needs_no_test_chromosome() -> None:
 def test_attention_that_is_never_scored_along_a_chromosome_may_be_trained_on_less() -> None:
     models = {"models": {"titans": {"pretrain": False}, "attention": {"bidirectional": True}}, "pretrain": {"context_bp": 64}}
     assert parse_study(merge(FULL, models), "study.yaml").masked_models == ["attention"]
+
+
+def test_attention_is_not_asked_to_recall_over_more_bases_than_it_was_trained_on() -> None:
+    recall = {"lead_bp": 24, "repeat_bp": 400, "gaps_bp": [0, 201]}
+    study = merge(FULL, {"pretrain": {"context_bp": 1024}, "evaluate": {"recall": recall}})
+    assert refusal(study) == (
+        "evaluate.recall, lead_bp with two of repeat_bp and the longest of gaps_bp: 1025 is more than pretrain.context_bp 1024, and the "
+        "attention of models.attention was trained on no such distance; lower it, or give the attention a window"
+    )
+    shorter = merge(study, {"evaluate": {"recall": {"gaps_bp": [0, 200]}}})
+    windowed = merge(study, {"models": {"attention": {"layers": [{"mixer": "attention", "window": 256}]}}})
+    both_ways = merge(study, {"models": {"attention": {"bidirectional": True}}})
+    models = [parse_study(tree, "study.yaml").recall_models for tree in (shorter, windowed, both_ways, FULL)]
+    assert models == [["titans", "attention"], ["titans", "attention"], ["titans"], []]
 
 
 @pytest.mark.parametrize("genome", ["yeast", "human"])
@@ -323,23 +355,30 @@ def test_mixer_options_are_those_of_the_layers() -> None:
 
 def digests(study: Study) -> dict[str, str]:
     """Returns `stage:keys` -> digest of every job of the study."""
-    jobs: dict[str, dict[str, str]] = {stage: {} for stage in ("simulate", "evaluate_markov", "report")}
+    jobs: dict[str, dict[str, Any]] = {stage: {} for stage in ("simulate", "evaluate_markov", "evaluate_comparison", "report")}
     jobs |= {f"{stage}:{key}": {"genome": key} for stage in ("download_genome", "tokenize_genome") for key in study.genomes}
     for dataset in study.benchmarks:
         jobs |= {f"{stage}:{dataset}": {"dataset": dataset} for stage in ("download_benchmark", "tokenize_benchmark", "evaluate_controls")}
         for model in study.models:
             keys = {"dataset": dataset, "model": model}
-            jobs |= {f"{stage}:{dataset}:{model}": keys for stage in ("finetune", "evaluate_classification")}
-    jobs |= {f"{stage}:{model}": {"model": model} for stage in ("pretrain", "evaluate_language") for model in study.pretrained_models}
+            jobs |= {f"finetune:{dataset}:{model}:{seed}": {**keys, "seed": seed} for seed in study.seeds}
+            jobs[f"evaluate_classification:{dataset}:{model}"] = keys
+    for model in study.pretrained_models:
+        jobs |= {f"pretrain:{model}:{seed}": {"model": model, "seed": seed} for seed in study.pretrain.seeds}
+        jobs |= {f"{stage}:{model}": {"model": model} for stage in ("evaluate_language", "evaluate_recall")}
     assert {job.split(":")[0] for job in jobs} == set(STAGES)
     return {job: stage_digest(study, job.split(":")[0], **keys) for job, keys in jobs.items()}
 
 
-LANGUAGE = ["pretrain:*", "evaluate_language:*"]
-PRETRAINED = [*LANGUAGE, *(f"{stage}:*:{model}" for stage in ("finetune", "evaluate_classification") for model in ("titans", "attention"))]
-TITANS = ["pretrain:titans", "evaluate_language:titans", "finetune:*:titans", "evaluate_classification:*:titans"]
+SCORED = ["evaluate_language:*", "evaluate_comparison"]
+RESCORED = [*SCORED, "evaluate_recall:*"]
+LANGUAGE = ["pretrain:*", *RESCORED]
+FINE_TUNED = [f"{job}:*:{model}" for model in ("titans", "attention") for job in ("finetune", "evaluate_classification")]
+PRETRAINED = [*LANGUAGE, *FINE_TUNED, *(f"{job}:*" for job in FINE_TUNED)]
+SECOND_SEED = [*(f"finetune:*:{model}:1" for model in ("titans", "attention")), *FINE_TUNED]
+TITANS = ["pretrain:titans:*", "evaluate_*:titans", "evaluate_comparison", "finetune:*:titans:*", "evaluate_classification:*:titans"]
 SIMULATED = ["simulate", "*_genome:sim", "*:promoters", "*:promoters:*"]
-INTERVALS = ["evaluate_language:*", "evaluate_controls:*", "evaluate_classification:*"]
+INTERVALS = [*RESCORED, "evaluate_controls:*", "evaluate_classification:*"]
 ENHANCERS = ["finetune:enhancers:*", "evaluate_classification:enhancers:*"]
 
 
@@ -353,16 +392,21 @@ ENHANCERS = ["finetune:enhancers:*", "evaluate_classification:enhancers:*"]
         ({"finetune": {"epochs": 7}}, ["finetune:*", "evaluate_classification:*"]),
         ({"finetune": {"validation_fraction": 0.2}}, ["finetune:*", "evaluate_classification:*", "evaluate_controls:*"]),
         ({"pretrain": {"checkpoint_every": 7}}, []),
+        ({"pretrain": {"seeds": [0, 7]}}, RESCORED),
+        ({"pretrain": {"seeds": [0, 1]}}, [*RESCORED, *SECOND_SEED]),
+        ({"pretrain": {"seeds": [7, 0]}}, [*RESCORED, *SECOND_SEED]),
         ({"evaluate": {"batch_size": 7}}, []),
-        ({"evaluate": {"context_bp": 64}}, ["evaluate_language:*"]),
-        ({"evaluate": {"markov_orders": [1]}}, ["evaluate_markov", "evaluate_language:*"]),
-        ({"evaluate": {"backoff_orders": [11]}}, ["evaluate_markov", "evaluate_language:*"]),
-        ({"evaluate": {"markov_max_bp": 1000}}, ["evaluate_markov", "evaluate_language:*"]),
+        ({"evaluate": {"context_bp": 64}}, SCORED),
+        ({"evaluate": {"baseline": "attention"}}, ["evaluate_comparison"]),
+        ({"evaluate": {"recall": {"repeat_bp": 400, "gaps_bp": [0]}}}, ["evaluate_recall:*"]),
+        ({"evaluate": {"markov_orders": [1]}}, ["evaluate_markov", *SCORED]),
+        ({"evaluate": {"backoff_orders": [11]}}, ["evaluate_markov", *SCORED]),
+        ({"evaluate": {"markov_max_bp": 1000}}, ["evaluate_markov", *SCORED]),
         ({"evaluate": {"kmer_sizes": [2]}}, ["evaluate_controls:*"]),
         ({"evaluate": {"overlap_kmer": 16}}, ["evaluate_controls:*"]),
         ({"evaluate": {"confidence": 0.9}}, INTERVALS),
         ({"evaluate": {"bootstrap_samples": 70}}, INTERVALS),
-        ({"models": {"new": {"layers": ["attention"]}}}, []),
+        ({"models": {"new": {"layers": ["attention"]}}}, ["evaluate_comparison"]),
         ({"models": {"titans": {"dim": 64}}}, TITANS),
         ({"models": {"titans": {"layers": ["titans_lmm"]}}}, TITANS),
         ({"genomes": {"yeast": {"weight": 2}}}, PRETRAINED),
@@ -391,7 +435,7 @@ def test_the_share_of_masked_bases_reruns_bidirectional_models_only() -> None:
     study = merge(FULL, BOTH_WAYS)
     before, after = digests(parse_study(study, "")), digests(parse_study(merge(study, {"pretrain": {"mask_fraction": 0.3}}), ""))
     differ = {job for job in before if before[job] != after[job]}
-    assert differ == {"report"} | {job for job in before if job.endswith(":both_ways")}
+    assert differ == {"report"} | {job for job in before if "both_ways" in job.split(":")}
 
 
 @pytest.mark.parametrize(
@@ -421,8 +465,10 @@ def test_where_pinned_bases_come_from_matters_to_no_training_and_no_evaluation(e
         ("tokenize_benchmark", ["tokenize_benchmark:*", "finetune:*", "evaluate_controls:*", "evaluate_classification:*"]),
         ("pretrain", PRETRAINED),
         ("finetune", ["finetune:*", "evaluate_classification:*"]),
-        ("evaluate_markov", ["evaluate_markov", "evaluate_language:*"]),
-        ("evaluate_language", ["evaluate_language:*"]),
+        ("evaluate_markov", ["evaluate_markov", *SCORED]),
+        ("evaluate_language", SCORED),
+        ("evaluate_comparison", ["evaluate_comparison"]),
+        ("evaluate_recall", ["evaluate_recall:*"]),
         ("evaluate_controls", ["evaluate_controls:*"]),
         ("evaluate_classification", ["evaluate_classification:*"]),
         ("report", []),
@@ -438,6 +484,31 @@ def test_a_new_version_of_a_stage_reruns_it_and_all_that_build_on_it(
     after = digests(study)
     differ = {job for job in before if before[job] != after[job]}
     assert differ == {"report"} | {job for job in before if any(fnmatch(job, pattern) for pattern in changed)}
+
+
+@pytest.mark.parametrize(
+    ("stage", "keys"),
+    [
+        ("pretrain", {"model": "titans"}),
+        ("pretrain", {"model": "titans", "seed": 9}),
+        ("finetune", {"model": "titans", "dataset": "enhancers", "seed": 9}),
+    ],
+)
+def test_a_training_run_without_a_seed_of_the_study_has_no_digest(stage: str, keys: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="is none of"):
+        stage_digest(parse_study(FULL, ""), stage, **keys)
+
+
+def test_a_seed_has_the_same_digest_whatever_the_other_seeds_are() -> None:
+    alone, among = (parse_study(merge(FULL, {"seeds": [1], "pretrain": {"seeds": seeds}}), "") for seeds in ([3], [0, 3]))
+    assert stage_digest(alone, "pretrain", model="titans", seed=3) == stage_digest(among, "pretrain", model="titans", seed=3)
+    assert stage_digest(among, "pretrain", model="titans", seed=0) != stage_digest(among, "pretrain", model="titans", seed=3)
+
+
+def test_fine_tuning_starts_from_the_pretraining_run_of_its_own_seed_where_there_is_one_and_else_from_the_first() -> None:
+    study = parse_study(merge(FULL, {"seeds": [0, 1, 2], "pretrain": {"seeds": [5, 1]}}), "")
+    assert [study.pretraining_seed(seed) for seed in study.seeds] == [5, 1, 5]
+    assert parse_study(FULL, "").pretraining_seed(1) == 0
 
 
 @pytest.mark.parametrize("edit", [{"results": "elsewhere"}, {"resources": "elsewhere"}, {"mirror": "elsewhere"}], ids=str)

@@ -14,6 +14,7 @@ from genomem.config import (
     Finetune,
     Genome,
     Pretrain,
+    Recall,
     Section,
     SequenceModel,
     SimulatedBenchmark,
@@ -37,6 +38,7 @@ SECTIONS: dict[str, type[Section]] = {
     "`pretrain`": Pretrain,
     "`finetune`": Finetune,
     "`evaluate`": Evaluate,
+    "`evaluate.recall`": Recall,
 }
 
 

@@ -74,7 +74,9 @@ def test_no_two_results_share_a_path_and_all_lie_below_the_results() -> None:
         *(paths.finetuned(dataset, model, seed) for dataset in ("gue", "coding") for model in ("a", "b") for seed in (0, 1)),
         *(paths.classification(dataset, model) for dataset in ("gue", "coding") for model in ("a", "b")),
         *(paths.controls(dataset) for dataset in ("gue", "coding")),
-        *(method(model) for model in ("a", "b") for method in (paths.pretrained, paths.checkpoints, paths.language)),
+        *(method(model, seed) for model in ("a", "b") for seed in (0, 1) for method in (paths.pretrained, paths.checkpoints)),
+        *(method(model) for model in ("a", "b") for method in (paths.language, paths.language_blocks, paths.recall)),
+        paths.comparison,
         paths.markov,
         paths.markov_scores,
         paths.report,
@@ -85,9 +87,11 @@ def test_no_two_results_share_a_path_and_all_lie_below_the_results() -> None:
 
 
 def test_a_checkpoint_lies_outside_what_a_failed_job_loses() -> None:
-    assert not layout().checkpoints("titans").is_relative_to(layout().pretrained("titans"))
+    assert not layout().checkpoints("titans", 0).is_relative_to(layout().pretrained("titans", 0))
 
 
 def test_wildcards_pass_through() -> None:
     study: Study = layout().study
     assert str(Layout(study).finetuned("{dataset}", "{model}", "{seed}")) == "results/paths/finetune/{dataset}/{model}/seed-{seed}"
+    assert str(Layout(study).pretrained("{model}", "{seed}")) == "results/paths/pretrain/{model}/seed-{seed}"
+    assert str(Layout(study).checkpoints("{model}", "{seed}")) == "results/paths/checkpoints/pretrain/{model}/seed-{seed}"

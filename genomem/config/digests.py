@@ -15,18 +15,20 @@ STAGE_VERSIONS: dict[str, int] = {
     "download_benchmark": 1,
     "tokenize_genome": 1,
     "tokenize_benchmark": 1,
-    "pretrain": 1,
-    "finetune": 2,
+    "pretrain": 2,
+    "finetune": 3,
     "evaluate_markov": 1,
-    "evaluate_language": 1,
+    "evaluate_language": 2,
+    "evaluate_comparison": 1,
+    "evaluate_recall": 1,
     "evaluate_controls": 1,
     "evaluate_classification": 2,
-    "report": 2,
+    "report": 3,
 }
 """Bump a stage's number when its code changes what it computes; the stage and all that build on it then run again."""
 
 
-def stage_digest(study: Study, stage: str, *, genome: str = "", dataset: str = "", model: str = "") -> str:
+def stage_digest(study: Study, stage: str, *, genome: str = "", dataset: str = "", model: str = "", seed: int | None = None) -> str:
     """Returns the digest of all that a stage's result depends on in the study: 16 hexadecimal digits.
 
     A stage reads its own keys and what the stages before it read, so a change reruns what depends on it and nothing
@@ -37,8 +39,9 @@ def stage_digest(study: Study, stage: str, *, genome: str = "", dataset: str = "
     Args:
         stage: One of `STAGES`.
         genome, dataset, model: The keys of the study that the stage works on, where it has one.
+        seed: Of a training run: one of `pretrain.seeds` for pretraining, of `seeds` for fine-tuning.
     """
-    value = [stage, STAGES[stage](study, genome, dataset, model)]
+    value = [stage, STAGES[stage](study, genome, dataset, model, seed)]
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -94,16 +97,25 @@ def _bases(study: Study) -> Any:
     }
 
 
-def _pretrain(study: Study, model: str) -> Any:
+def _pretrain(study: Study, model: str, seed: int | None) -> Any:
     weights = {name: genome.weight for name, genome in study.genomes.items()}
     section = study.models[model]
-    unread = ["checkpoint_every"] if is_bidirectional(section) else ["checkpoint_every", "mask_fraction"]
-    return _stage("pretrain", _all_but(study.pretrain, *unread), _all_but(section), _bases(study), weights)
+    unread = ["seeds", "checkpoint_every"] if is_bidirectional(section) else ["seeds", "checkpoint_every", "mask_fraction"]
+    run = _run(seed, study.pretrain.seeds)
+    return _stage("pretrain", run, _all_but(study.pretrain, *unread), _all_but(section), _bases(study), weights)
 
 
-def _finetune(study: Study, dataset: str, model: str) -> Any:
-    section, data = study.models[model], [_tokenize_benchmark(study, dataset), _only(study.benchmarks[dataset], "stranded", "metric")]
-    return _stage("finetune", _pretrain(study, model) if section.pretrain else None, _all_but(study.finetune), _all_but(section), data)
+def _run(seed: int | None, seeds: tuple[int, ...]) -> int:
+    if seed not in seeds:
+        raise ValueError(f"seed {seed} is none of {seeds}")
+    return seed
+
+
+def _finetune(study: Study, dataset: str, model: str, seed: int | None) -> Any:
+    section, run = study.models[model], _run(seed, study.seeds)
+    data = [_tokenize_benchmark(study, dataset), _only(study.benchmarks[dataset], "stranded", "metric")]
+    start = _pretrain(study, model, study.pretraining_seed(run)) if section.pretrain else None
+    return _stage("finetune", run, start, _all_but(study.finetune), _all_but(section), data)
 
 
 def _evaluate_markov(study: Study) -> Any:
@@ -112,7 +124,18 @@ def _evaluate_markov(study: Study) -> Any:
 
 def _evaluate_language(study: Study, model: str) -> Any:
     keys = _only(study.evaluate, "context_bp", "bootstrap_samples", "confidence")
-    return _stage("evaluate_language", keys, _evaluate_markov(study), _pretrain(study, model))
+    runs = [_pretrain(study, model, seed) for seed in study.pretrain.seeds]
+    return _stage("evaluate_language", keys, _evaluate_markov(study), runs)
+
+
+def _evaluate_comparison(study: Study) -> Any:
+    keys = _only(study.evaluate, "baseline", "bootstrap_samples", "confidence")
+    return _stage("evaluate_comparison", keys, {model: _evaluate_language(study, model) for model in study.language_models})
+
+
+def _evaluate_recall(study: Study, model: str) -> Any:
+    keys = _only(study.evaluate, "recall", "bootstrap_samples", "confidence")
+    return _stage("evaluate_recall", keys, [_pretrain(study, model, seed) for seed in study.pretrain.seeds])
 
 
 def _evaluate_controls(study: Study, dataset: str) -> Any:
@@ -123,24 +146,26 @@ def _evaluate_controls(study: Study, dataset: str) -> Any:
 
 def _evaluate_classification(study: Study, dataset: str, model: str) -> Any:
     keys = _only(study.evaluate, "bootstrap_samples", "confidence")
-    return _stage("evaluate_classification", keys, study.seeds, _finetune(study, dataset, model))
+    return _stage("evaluate_classification", keys, [_finetune(study, dataset, model, seed) for seed in study.seeds])
 
 
 def _report(study: Study) -> Any:
     return _stage("report", _all_but(study, "results", "resources", "mirror"), STAGE_VERSIONS)
 
 
-STAGES: dict[str, Callable[[Study, str, str, str], Any]] = {
-    "simulate": lambda study, genome, dataset, model: _simulate(study),
-    "download_genome": lambda study, genome, dataset, model: _download_genome(study, genome),
-    "download_benchmark": lambda study, genome, dataset, model: _download_benchmark(study, dataset),
-    "tokenize_genome": lambda study, genome, dataset, model: _tokenize_genome(study, genome),
-    "tokenize_benchmark": lambda study, genome, dataset, model: _tokenize_benchmark(study, dataset),
-    "pretrain": lambda study, genome, dataset, model: _pretrain(study, model),
-    "finetune": lambda study, genome, dataset, model: _finetune(study, dataset, model),
-    "evaluate_markov": lambda study, genome, dataset, model: _evaluate_markov(study),
-    "evaluate_language": lambda study, genome, dataset, model: _evaluate_language(study, model),
-    "evaluate_controls": lambda study, genome, dataset, model: _evaluate_controls(study, dataset),
-    "evaluate_classification": lambda study, genome, dataset, model: _evaluate_classification(study, dataset, model),
-    "report": lambda study, genome, dataset, model: _report(study),
+STAGES: dict[str, Callable[[Study, str, str, str, int | None], Any]] = {
+    "simulate": lambda study, genome, dataset, model, seed: _simulate(study),
+    "download_genome": lambda study, genome, dataset, model, seed: _download_genome(study, genome),
+    "download_benchmark": lambda study, genome, dataset, model, seed: _download_benchmark(study, dataset),
+    "tokenize_genome": lambda study, genome, dataset, model, seed: _tokenize_genome(study, genome),
+    "tokenize_benchmark": lambda study, genome, dataset, model, seed: _tokenize_benchmark(study, dataset),
+    "pretrain": lambda study, genome, dataset, model, seed: _pretrain(study, model, seed),
+    "finetune": lambda study, genome, dataset, model, seed: _finetune(study, dataset, model, seed),
+    "evaluate_markov": lambda study, genome, dataset, model, seed: _evaluate_markov(study),
+    "evaluate_language": lambda study, genome, dataset, model, seed: _evaluate_language(study, model),
+    "evaluate_comparison": lambda study, genome, dataset, model, seed: _evaluate_comparison(study),
+    "evaluate_recall": lambda study, genome, dataset, model, seed: _evaluate_recall(study, model),
+    "evaluate_controls": lambda study, genome, dataset, model, seed: _evaluate_controls(study, dataset),
+    "evaluate_classification": lambda study, genome, dataset, model, seed: _evaluate_classification(study, dataset, model),
+    "report": lambda study, genome, dataset, model, seed: _report(study),
 }

@@ -25,9 +25,9 @@ def evaluate_classification(study: Study, dataset: str, name: str) -> None:
     test = benchmark.part("test")
     model = accelerator.prepare(classifier(study, name, benchmark, stranded=section.stranded))
     both_strands = study.finetune.reverse_complement and not section.stranded
-    digest = stage_digest(study, "finetune", dataset=dataset, model=name)
     probabilities = []
     for seed in track(study.seeds, f"evaluate {name} on {dataset}", unit="seeds"):
+        digest = stage_digest(study, "finetune", dataset=dataset, model=name, seed=seed)
         load_weights(layout.finetuned(dataset, name, seed), accelerator.unwrap_model(model), stage="finetune", digest=digest)
         probabilities.append(predict(model, test, device=accelerator.device, batch_size=settings.batch_size, both_strands=both_strands))
     seeds = [{"seed": seed, **score(test.labels, p)} for seed, p in zip(study.seeds, probabilities, strict=True)]

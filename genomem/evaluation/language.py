@@ -1,8 +1,9 @@
-"""The final evaluation of a language model: bits per base on the test chromosomes, beside the Markov models."""
+"""The final evaluation of a language model: bits per base on the test chromosomes with every seed, beside the Markov models."""
 
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import numpy as np
 
@@ -10,6 +11,7 @@ from genomem.config import Study, is_bidirectional, stage_digest
 from genomem.data.genome import open_genome
 from genomem.data.tokenizer import VOCAB_SIZE
 from genomem.errors import GenomemError
+from genomem.evaluation.blocks import BlockSums, block_bootstrap
 from genomem.evaluation.kmers import UNKNOWN, base_codes
 from genomem.evaluation.markov import POSITION_CLASSES, SCORED
 from genomem.layout import Layout
@@ -20,15 +22,13 @@ from genomem.training.checkpoint import load_weights
 from genomem.training.device import build_accelerator, describe_device
 from genomem.training.scoring import score_chromosome
 
-# Neighbouring bases are not independent: the interval resamples blocks of this many.
-BLOCK_BP = 5_000
-
 
 def evaluate_language(study: Study, name: str) -> None:
-    """Scores every test chromosome once and writes the record.
+    """Scores every test chromosome once with each pretraining seed; writes the record, and the sums over blocks beside it.
 
     Bits are means over the bases that the Markov models score too: all, unmasked, repeats (soft-masked), and those
-    where the highest back-off model is sure (a repeat seen in training, whatever the mask says) or not.
+    where the highest back-off model is sure (a repeat seen in training, whatever the mask says) or not. Those of the model are means
+    over its seeds, and the interval resamples the seeds beside the blocks.
 
     Raises:
         GenomemError: The model is bidirectional, a store or a score is missing or of another version of the study, or a probability
@@ -42,57 +42,37 @@ def evaluate_language(study: Study, name: str) -> None:
             " `genomem pretrain` scored it on masked bases of the validation chromosomes"
         )
     accelerator = build_accelerator(study.pretrain.precision, single_process="evaluate")
-    model = build_model(study.models[name], VOCAB_SIZE)
-    load_weights(layout.pretrained(name), model, stage="pretrain", digest=stage_digest(study, "pretrain", model=name))
-    model = accelerator.prepare(model)
+    model = accelerator.prepare(build_model(study.models[name], VOCAB_SIZE))
     markov, flags = _read_markov(study, layout)
-    bits, chromosomes, data = [], {}, {}
-    for key in study.genomes:
-        genome = open_genome(study, key)
-        data[key] = genome.sequence_sha256
-        for chrom in genome.chromosomes("test"):
-            label = f"{key}:{chrom}"
-            _check_positions(layout, label, genome.bases(chrom), flags)
-            progress = partial(track, title=f"evaluate {name} on {key} {chrom}", unit="batches")
-            chrom_bits = score_chromosome(
-                model,
-                genome.bases(chrom),
-                context_bp=settings.context_bp,
-                batch_size=settings.batch_size,
-                device=accelerator.device,
-                track=progress,
-            )
-            known_bits = chrom_bits[(flags[label] & SCORED) > 0]
-            if not np.isfinite(known_bits).all():
+    genomes = {key: open_genome(study, key) for key in study.genomes}
+    test = {f"{key}:{chrom}": genome.bases(chrom) for key, genome in genomes.items() for chrom in genome.chromosomes("test")}
+    for label, bases in test.items():
+        _check_positions(layout, label, bases, flags)
+    runs, chromosomes = [], []
+    for seed in study.pretrain.seeds:
+        weights, digest = layout.pretrained(name, seed), stage_digest(study, "pretrain", model=name, seed=seed)
+        load_weights(weights, accelerator.unwrap_model(model), stage="pretrain", digest=digest)
+        score = partial(score_chromosome, model, context_bp=settings.context_bp, batch_size=settings.batch_size, device=accelerator.device)
+        bits = {}
+        for label, bases in test.items():
+            bits[label] = score(bases, track=partial(track, title=f"evaluate {name}, seed {seed}, on {label}", unit="batches"))
+            if not np.isfinite(bits[label][(flags[label] & SCORED) > 0]).all():
                 raise GenomemError(
-                    f"{layout.pretrained(name)}: model {name} gives probabilities that are not finite on {label}; "
+                    f"{weights}: model {name} gives probabilities that are not finite on {label}; "
                     "pretrain it again, with a lower pretrain.learning_rate"
                 )
-            bits.append((chrom_bits, flags[label]))
-            if len(known_bits):
-                chromosomes[label] = float(known_bits.mean(dtype=np.float64))
-    pooled, marks = (np.concatenate(parts) for parts in zip(*bits, strict=True))
-    scored = (marks & SCORED) > 0
-    classes = {label: scored & select(marks) for label, select in POSITION_CLASSES.items()}
-    means = {label: float(pooled[rows].mean(dtype=np.float64)) if rows.any() else None for label, rows in classes.items()}
-    result = {
-        "parameters": count_parameters(model),
-        "context_bp": settings.context_bp,
-        "positions": {label: int(rows.sum()) for label, rows in classes.items()},
-        "bits": means,
-        "interval": {
-            label: _block_bootstrap(pooled, classes[label], settings.bootstrap_samples, settings.confidence)
-            for label in ("all", "unmasked")
-        },
-        "chromosomes": chromosomes,
-    }
+        runs.append(BlockSums.of(bits, flags))
+        chromosomes.append(_by_chromosome(bits, flags))
+    sums = BlockSums.stack(runs)
+    sums.write(layout.language_blocks(name))
+    result = {"parameters": count_parameters(model), "context_bp": settings.context_bp, **_summary(study, sums, chromosomes)}
     record = RunRecord(
         stage="evaluate_language",
         study=study.name,
         digest=stage_digest(study, "evaluate_language", model=name),
         keys={"model": name},
-        result={**result, "margin": _margin(markov, means)},
-        data=data,
+        result={**result, "margin": _margin(markov, result["bits"])},
+        data={key: genome.sequence_sha256 for key, genome in genomes.items()},
         environment=describe_environment(describe_device(accelerator.device)),
         run=watch.run(),
     )
@@ -126,15 +106,36 @@ def _margin(markov: RunRecord, bits: dict[str, float | None]) -> dict[str, float
     return {label: min(row["bits"][label] for row in plain) - value for label in ("all", "unmasked") if (value := bits[label]) is not None}
 
 
-def _block_bootstrap(bits: np.ndarray, rows: np.ndarray, samples: int, confidence: float) -> list[float] | None:
-    """Returns a percentile interval of the mean over `rows`, resampling blocks of neighbouring bases."""
-    blocks = np.arange(len(bits)) // BLOCK_BP
-    sums = np.bincount(blocks, weights=np.where(rows, bits, 0.0))
-    counts = np.bincount(blocks, weights=rows)
-    if not counts.any():
-        return None
-    drawn = np.random.default_rng(0).integers(len(sums), size=(samples, len(sums)))
-    totals = counts[drawn].sum(1)
-    means = sums[drawn].sum(1)[totals > 0] / totals[totals > 0]
-    tail = (1 - confidence) / 2
-    return [float(x) for x in np.quantile(means, [tail, 1 - tail])]
+def _summary(study: Study, sums: BlockSums, chromosomes: list[dict[str, float]]) -> dict[str, Any]:
+    """Returns positions, bits of each seed, their means and spread over seeds, and the intervals of the means.
+
+    Args:
+        sums: A row a seed.
+        chromosomes: Chromosome -> bits per base, for each seed.
+    """
+    means = sums.means()
+    by_class = {label: means.get(label) for label in POSITION_CLASSES}
+    seeds = [
+        {
+            "seed": seed,
+            "bits": {label: None if values is None else float(values[place]) for label, values in by_class.items()},
+            "chromosomes": chromosomes[place],
+        }
+        for place, seed in enumerate(study.pretrain.seeds)
+    ]
+    settings = study.evaluate
+    interval = partial(block_bootstrap, samples=settings.bootstrap_samples, confidence=settings.confidence)
+    return {
+        "positions": {label: int(sums.positions[label].sum()) if label in means else 0 for label in POSITION_CLASSES},
+        "seeds": seeds,
+        "bits": {label: None if values is None else float(values.mean()) for label, values in by_class.items()},
+        "sd": {label: None if values is None or len(values) < 2 else float(values.std(ddof=1)) for label, values in by_class.items()},
+        "interval": {label: interval(sums.bits[label], sums.positions[label]) if label in means else None for label in ("all", "unmasked")},
+        "chromosomes": {label: float(np.mean([run[label] for run in chromosomes])) for label in chromosomes[0]},
+    }
+
+
+def _by_chromosome(bits: dict[str, np.ndarray], flags: dict[str, np.ndarray]) -> dict[str, float]:
+    """Returns bits per base of each chromosome that has a scored base."""
+    scored = {label: values[(flags[label] & SCORED) > 0] for label, values in bits.items()}
+    return {label: float(values.mean(dtype=np.float64)) for label, values in scored.items() if len(values)}

@@ -3,6 +3,8 @@
 collect.py      reads and checks the records; everything after it works on its `Findings`
 tables.py       what a table is: columns that know their format, rows of plain values
 language.py     language modelling: bits per base against Markov models
+comparison.py   language modelling: differences from the study's baseline
+recall.py       language modelling: a repeat that was read before
 composition.py  what the neural models are made of
 benchmarks.py   classification against controls and leaks
 provenance.py   what was run, on what, for how long, and the commands that do it again

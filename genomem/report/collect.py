@@ -26,9 +26,11 @@ class Findings:
         genomes, benchmarks: Name -> manifest of the tokenised store.
         simulation: The record of the simulated data; None for a study that downloads all its data.
         markov: The Markov models on the test chromosomes; None for a study without a model that gives bits per base.
-        pretraining: Model -> record, of the pretrained models.
+        pretraining: (model, seed) -> record, of the pretrained models.
+        pretraining_curves: (model, seed) -> lines of metrics.jsonl.
         language: Model -> record, of those that give bits per base; bidirectional ones do not.
-        pretraining_curves: Model -> lines of metrics.jsonl.
+        comparison: The language models against the baseline; None where the study compares none.
+        recall: Model -> record of a repeat that it has read before; empty where the study does not ask for it.
         controls: Dataset -> record.
         classification: (dataset, model) -> record.
         finetuning: (dataset, model, seed) -> record.
@@ -40,9 +42,11 @@ class Findings:
     benchmarks: dict[str, dict[str, Any]]
     simulation: RunRecord | None
     markov: RunRecord | None
-    pretraining: dict[str, RunRecord]
-    pretraining_curves: dict[str, Curve]
+    pretraining: dict[tuple[str, int], RunRecord]
+    pretraining_curves: dict[tuple[str, int], Curve]
     language: dict[str, RunRecord]
+    comparison: RunRecord | None
+    recall: dict[str, RunRecord]
     controls: dict[str, RunRecord]
     classification: dict[tuple[str, str], RunRecord]
     finetuning: dict[tuple[str, str, int], RunRecord]
@@ -51,8 +55,9 @@ class Findings:
     @property
     def records(self) -> list[RunRecord]:
         """All records, in the order of the stages."""
-        single = [self.simulation, *self.pretraining.values(), self.markov, *self.language.values(), *self.finetuning.values()]
-        return [record for record in (*single, *self.controls.values(), *self.classification.values()) if record is not None]
+        single = [self.simulation, *self.pretraining.values(), self.markov, *self.language.values(), self.comparison]
+        of_benchmarks = [*self.finetuning.values(), *self.controls.values(), *self.classification.values()]
+        return [record for record in (*single, *self.recall.values(), *of_benchmarks) if record is not None]
 
     @property
     def datasets(self) -> list[str]:
@@ -73,7 +78,7 @@ def collect(study: Study, study_path: Path) -> Findings:
             records read different contents under one file name.
     """
     layout, reader = Layout(study), _Reader(study, study_path)
-    pretrained, scored = study.pretrained_models, study.language_models
+    scored, starts = study.language_models, [(model, seed) for model in study.pretrained_models for seed in study.pretrain.seeds]
     pairs = [(dataset, model) for dataset in study.benchmarks for model in study.models]
     runs = [(dataset, model, seed) for dataset, model in pairs for seed in study.seeds]
     findings = Findings(
@@ -82,9 +87,11 @@ def collect(study: Study, study_path: Path) -> Findings:
         benchmarks={name: reader.manifest(layout.benchmark_store(name), dataset=name) for name in study.benchmarks},
         simulation=reader.record(layout.simulation_record, "simulate") if study.is_simulated else None,
         markov=reader.record(layout.markov, "evaluate_markov") if scored else None,
-        pretraining={m: reader.record(layout.pretrained(m) / "record.json", "pretrain", model=m) for m in pretrained},
-        pretraining_curves={m: reader.curve(layout.pretrained(m), "pretrain", model=m) for m in pretrained},
+        pretraining={(m, s): reader.record(layout.pretrained(m, s) / "record.json", "pretrain", model=m, seed=s) for m, s in starts},
+        pretraining_curves={(m, s): reader.curve(layout.pretrained(m, s), "pretrain", model=m, seed=s) for m, s in starts},
         language={m: reader.record(layout.language(m), "evaluate_language", model=m) for m in scored},
+        comparison=reader.record(layout.comparison, "evaluate_comparison") if study.compared_models else None,
+        recall={m: reader.record(layout.recall(m), "evaluate_recall", model=m) for m in study.recall_models},
         controls={d: reader.record(layout.controls(d), "evaluate_controls", dataset=d) for d in study.benchmarks},
         finetuning={r: reader.record(layout.finetuned(*r) / "record.json", "finetune", **_run_keys(r)) for r in runs},
         finetuning_curves={r: reader.curve(layout.finetuned(*r), "finetune", **_run_keys(r)) for r in runs},
@@ -134,12 +141,12 @@ class _Reader:
     def __init__(self, study: Study, study_path: Path) -> None:
         self._study, self._study_path = study, study_path
 
-    def record(self, path: Path, stage: str, **keys: str | int) -> RunRecord:
+    def record(self, path: Path, stage: str, **keys: Any) -> RunRecord:
         rerun = f"run `{command(self._study_path, stage, **keys)}`"
         if not path.exists():
             raise GenomemError(f"{path}: no record of stage {stage}; {rerun} first")
         record = RunRecord.read(path)
-        expected = stage_digest(self._study, stage, dataset=str(keys.get("dataset", "")), model=str(keys.get("model", "")))
+        expected = stage_digest(self._study, stage, **keys)
         if record.stage != stage:
             raise GenomemError(f"{path}: is a record of stage {record.stage}, not {stage}; {rerun}")
         if record.digest != expected:

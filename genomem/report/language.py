@@ -34,6 +34,16 @@ def test_chromosomes(findings: Findings) -> list[str]:
     return [f"{genome}:{name}" for genome, manifest in findings.genomes.items() for name in manifest["test"]]
 
 
+def has_several_seeds(findings: Findings) -> bool:
+    """True when each model is pretrained more than once."""
+    return len(findings.study.pretrain.seeds) > 1
+
+
+def _means(findings: Findings) -> str:
+    """Returns what the figures of a neural model are means over, to stand in a caption; nothing for one seed."""
+    return f", means over {len(findings.study.pretrain.seeds)} pretraining seeds" if has_several_seeds(findings) else ""
+
+
 def position_shares(findings: Findings) -> dict[str, float]:
     """Returns for each kind of position its share of all scored positions."""
     positions = _scored(findings)
@@ -50,7 +60,7 @@ def bits_rows(findings: Findings) -> list[Row]:
     rows = []
     for name in ranked_models(findings):
         result = findings.language[name].result
-        compared = {"interval": result["interval"]["all"], "margin": result["margin"]["all"]}
+        compared = {"sd": result["sd"]["all"], "interval": result["interval"]["all"], "margin": result["margin"]["all"]}
         rows.append(_row(NEURAL, name, result["parameters"], result["bits"]) | compared)
     for kind, group in (("backoff", BACKOFF), ("plain", PLAIN)):
         for model in markov_models(findings, kind):
@@ -69,13 +79,13 @@ def bits_table(findings: Findings) -> Table:
         text_column("model", "Model"),
         Column("size", "Parameters or contexts", count),
         Column("all", BITS["all"], fixed(4)),
+        *([Column("sd", "± SD", fixed(4))] if has_several_seeds(findings) else []),
         Column("interval", confidence, span(3)),
         Column("margin", "Below best plain", signed(4)),
         *(Column(kind, title, fixed(4)) for kind, title in BITS.items() if kind != "all"),
     ]
-    return Table(
-        "language_bits", "Bits per base on the held-out test chromosomes. Lower is better.", columns, bits_rows(findings), is_shaded=True
-    )
+    caption = f"Bits per base on the held-out test chromosomes{_means(findings)}. Lower is better."
+    return Table("language_bits", caption, columns, bits_rows(findings), is_shaded=True)
 
 
 def chromosome_table(findings: Findings) -> Table:
@@ -84,24 +94,27 @@ def chromosome_table(findings: Findings) -> Table:
     names = list(dict.fromkeys(name for model in models for name in findings.language[model].result["chromosomes"]))
     rows = [{"chromosome": name, **{m: findings.language[m].result["chromosomes"].get(name) for m in models}} for name in names]
     columns = [text_column("chromosome", "Chromosome"), *(Column(model, model, fixed(4)) for model in models)]
-    return Table("language_chromosomes", "Bits per base of the neural models on each test chromosome.", columns, rows)
+    caption = f"Bits per base of the neural models on each test chromosome{_means(findings)}."
+    return Table("language_chromosomes", caption, columns, rows)
 
 
 def pretraining_table(findings: Findings) -> Table:
     """Returns how each model was pretrained."""
     rows = []
-    for model, record in findings.pretraining.items():
+    for (model, seed), record in findings.pretraining.items():
         known = record.result | record.run
         resumed = known.get("resumed_from_step") or None
         run = {"wall": known.get("wall_seconds"), "memory": known.get("peak_memory_bytes"), "resumed": resumed}
-        rows.append({"model": model, **run, **{key: known.get(key) for key in _PRETRAINING}})
+        rows.append({"model": model, "seed": seed, **run, **{key: known.get(key) for key in _PRETRAINING}})
     shown = {key: column for key, column in _PRETRAINING.items() if "bits" not in key or any(row[key] is not None for row in rows)}
-    columns = [text_column("model", "Model"), *(Column(key, title, show) for key, (title, show) in shown.items())]
+    columns = [text_column("model", "Model")] + ([Column("seed", "Seed")] if has_several_seeds(findings) else [])
+    columns += [Column(key, title, show) for key, (title, show) in shown.items()]
     columns += [Column("wall", "Wall time", duration), Column("memory", "Peak memory", memory)]
     if any(row["resumed"] for row in rows):
         columns.append(Column("resumed", "Last resumed from step", count))
     apart = " Bits per masked base are not comparable with bits per base." if findings.study.masked_models else ""
-    return Table("pretraining", f"How the models were pretrained, one run each.{apart}", columns, rows)
+    runs = "one run a seed" if has_several_seeds(findings) else "one run each"
+    return Table("pretraining", f"How the models were pretrained, {runs}.{apart}", columns, rows)
 
 
 _PRETRAINING = {

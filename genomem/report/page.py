@@ -10,7 +10,9 @@ import jinja2
 from genomem.config import dump_study, stage_digest
 from genomem.report import benchmarks, language, plots, provenance
 from genomem.report.collect import Findings
+from genomem.report.comparison import comparison_sentence, comparison_table, comparison_warnings
 from genomem.report.composition import model_sentences
+from genomem.report.recall import recall_sentences, recall_table, recall_verdicts
 from genomem.report.summary import simulation_notice, summary
 from genomem.report.tables import Table
 
@@ -55,6 +57,7 @@ class Page:
             "style": (FOLDER / "style.css").read_text(encoding="utf-8"),
             "notice": simulation_notice(findings),
             "summary": summary(findings),
+            "pretraining_seeds": findings.study.pretrain.seeds,
             "started": sorted(record.run["started"][:10] for record in findings.records if record.run.get("started")),
             "tables": self._tables,
             "datasets": [_dataset(findings, dataset) for dataset in findings.datasets],
@@ -62,6 +65,11 @@ class Page:
             "pretraining_plots": plots.pretraining_plots(findings),
             "masked_sentences": language.masked_sentences(findings),
             "language_warnings": language.language_warnings(findings),
+            "comparison_sentence": comparison_sentence(findings),
+            "comparison_warnings": comparison_warnings(findings),
+            "recall_sentences": recall_sentences(findings),
+            "recall_verdicts": recall_verdicts(findings),
+            "recall_plot": plots.recall_plot(findings) if findings.recall else None,
             "test_chromosomes": language.test_chromosomes(findings),
             "training_sentence": language.training_sentence(findings) if findings.markov else "",
             "model_sentences": model_sentences(findings),
@@ -77,6 +85,10 @@ def _tables(findings: Findings) -> list[Table]:
     tables = [benchmarks.overview_table(findings)] if findings.datasets else []
     if findings.language:
         tables += [language.bits_table(findings), language.chromosome_table(findings)]
+    if findings.comparison:
+        tables.append(comparison_table(findings))
+    if findings.recall:
+        tables.append(recall_table(findings))
     if findings.pretraining:
         tables.append(language.pretraining_table(findings))
     for dataset in findings.datasets:
@@ -97,4 +109,5 @@ def _dataset(findings: Findings, dataset: str) -> dict[str, Any]:
 
 def _warnings(findings: Findings) -> list[str]:
     of_datasets = [sentence for dataset in findings.datasets for sentence in benchmarks.dataset_warnings(findings, dataset)]
-    return [*language.language_warnings(findings), *of_datasets, *provenance.provenance_warnings(findings)]
+    of_models = [*language.language_warnings(findings), *comparison_warnings(findings)]
+    return [*of_models, *of_datasets, *provenance.provenance_warnings(findings)]

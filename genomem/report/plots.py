@@ -20,7 +20,8 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from genomem.report.benchmarks import METRIC_NAMES, MODELS, best_control, headline, score_rows
 from genomem.report.collect import Curve, Findings
-from genomem.report.language import BACKOFF, BITS, NEURAL, PLAIN, best_markov, bits_rows, position_shares
+from genomem.report.language import BACKOFF, BITS, NEURAL, PLAIN, best_markov, bits_rows, has_several_seeds, position_shares
+from genomem.report.recall import recalled
 
 # Okabe and Ito's colour-blind-safe colours, the yellow left out because it is too light for lines.
 PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
@@ -93,6 +94,33 @@ def bits_plot(findings: Findings) -> Plot:
     return Plot("bits", "Bits per base on held-out chromosomes: lower is better", caption, _svg(figure, "bits", f"Bits per base: {label}"))
 
 
+@rc_context(STYLE)
+def recall_plot(findings: Findings) -> Plot | None:
+    """Draws the gain from a repeat against the distance of the copies, one line a model; None for one or two distances."""
+    gaps = recalled(findings)["gaps"]
+    if len(gaps) < 3:
+        return None
+    distances = [gap["distance_bp"] for gap in gaps]
+    figure, (axis,) = _figure(300, 1, 1)
+    for model, record in findings.recall.items():
+        colour, found = _colour(findings, model), record.result["gaps"]
+        axis.plot(distances, [gap["gain"] for gap in found], "o-", color=colour, markersize=5, label=_short(model))
+        for distance, gap in zip(distances, found, strict=True):
+            axis.plot([distance, distance], gap["interval"], color=colour, linewidth=2.2, alpha=0.55, solid_capstyle="butt")
+    axis.axhline(0, color=GUIDE_COLOUR, linestyle=(0, (4, 3)), linewidth=1, zorder=1)
+    axis.set_xscale("log")
+    axis.set_xticks(distances, [f"{distance:,}" for distance in distances])
+    axis.set_xticks([], minor=True)
+    axis.set_xlabel("bases from the start of the first copy to the start of the second")
+    axis.set_ylabel("gain, bits per base")
+    axis.legend(loc="upper right")
+    title = "Gain from a repeat that was read before: higher is better"
+    least, most = (limit(gap["table_gain"] for gap in gaps) for limit in (min, max))
+    caption = f"Bars are intervals; a model without memory lies on the dashed line. The table gains {least:.3f} to {most:.3f}."
+    ends = "; ".join(f"{model} {record.result['gaps'][0]['gain']:.4f}" for model, record in findings.recall.items())
+    return Plot("recall", title, caption, _svg(figure, "recall", f"{title}. At {distances[0]:,} bases: {ends}"))
+
+
 def pretraining_plots(findings: Findings) -> list[Plot]:
     """Draws the learning curves of the models that predict the next base and, apart from them, of those that predict masked bases."""
     study = findings.study
@@ -102,30 +130,34 @@ def pretraining_plots(findings: Findings) -> list[Plot]:
 
 @rc_context(STYLE)
 def _pretraining_plot(findings: Findings, models: list[str], kind: str) -> Plot:
-    """Draws train and validation bits against tokens, one line a model; `kind` stands before the names of the bits in the log."""
+    """Draws train and validation bits against tokens, one line a model and seed; `kind` stands before the names of the bits in the log."""
     name, unit = f"{kind}pretraining", "bits per masked base" if kind else "bits per base"
-    curves = {model: findings.pretraining_curves[model] for model in models}
+    curves = {(model, seed): findings.pretraining_curves[model, seed] for model in models for seed in findings.study.pretrain.seeds}
     figure, axes = _figure(330, 1, 2, sharey=True)
     most = max((line["tokens"] for curve in curves.values() for line in curve), default=1)
     scale, thousands = (1e6, "millions") if most >= 2e6 else (1e3, "thousands")
     for axis, key, title in zip(axes, (f"{kind}train_bits", f"{kind}validation_bits"), ("Train", "Validation"), strict=True):
-        for model, curve in curves.items():
+        for (model, seed), curve in curves.items():
             tokens, bits = _points(curve, "tokens", key)
             marker = "o" if len(tokens) < 30 else None
-            axis.plot(tokens / scale, bits, color=_colour(findings, model), marker=marker, markersize=4, label=_short(model))
+            label = _short(model) if seed == findings.study.pretrain.seeds[0] else None
+            axis.plot(tokens / scale, bits, color=_colour(findings, model), marker=marker, markersize=4, label=label)
         axis.set_title(title, pad=8)
         axis.set_xlabel(f"tokens seen ({thousands})")
     _leave_out_start(axes)
     axes[0].set_ylabel(unit)
     axes[1].legend(loc="upper right")
-    last = {model: _points(curve, "tokens", f"{kind}validation_bits")[1] for model, curve in curves.items()}
-    label = "; ".join(f"{model} ends at {bits[-1]:.3f} validation bits" for model, bits in last.items() if len(bits))
+    several = has_several_seeds(findings)
+    last = {run: _points(curve, "tokens", f"{kind}validation_bits")[1] for run, curve in curves.items()}
+    names = {(model, seed): f"{model}, seed {seed}," if several else model for model, seed in curves}
+    label = "; ".join(f"{names[run]} ends at {bits[-1]:.3f} validation bits" for run, bits in last.items() if len(bits))
     weight = findings.study.pretrain.repeat_weight
     weighted = f", in which a repeat weighs {weight:g} of another base" if weight < 1 else ""
     apart = "Bits per masked base, which are not comparable with bits per base. " if kind else ""
     caption = (
         f"{apart}Train is the loss{weighted}, averaged over up to {MAX_CURVE_POINTS} stretches of the run. "
         "Validation is read on the validation chromosomes. The scale leaves out the highest of the first steps."
+        f"{' One line a seed.' if several else ''}"
     )
     title = "Learning curves of pretraining on masked bases" if kind else "Learning curves of pretraining"
     return Plot(name, title, caption, _svg(figure, name, f"Learning curves: {label}"))

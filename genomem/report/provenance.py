@@ -164,9 +164,11 @@ def stage_commands(findings: Findings, study_path: Path) -> list[str]:
     downloads = [("download", keys) for keys in keyed if not simulated[next(iter(keys.values()))]]
     jobs: list[tuple[str, dict[str, Any]]] = ([("simulate", {})] if any(simulated.values()) else []) + downloads
     jobs += [("tokenize", keys) for keys in keyed]
-    jobs += [("pretrain", {"model": model}) for model in findings.pretraining]
+    jobs += [("pretrain", {"model": model, "seed": seed}) for model, seed in findings.pretraining]
     jobs += [("evaluate_markov", {})] if findings.markov else []
     jobs += [("evaluate_language", {"model": model}) for model in findings.language]
+    jobs += [("evaluate_comparison", {})] if findings.comparison else []
+    jobs += [("evaluate_recall", {"model": model}) for model in findings.recall]
     jobs += [("evaluate_controls", {"dataset": dataset}) for dataset in findings.datasets]
     jobs += [("finetune", {"model": model, "dataset": dataset, "seed": seed}) for dataset, model, seed in findings.finetuning]
     jobs += [("evaluate_classification", {"model": model, "dataset": dataset}) for dataset, model in findings.classification]

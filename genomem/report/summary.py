@@ -40,6 +40,8 @@ def _language(findings: Findings) -> list[str]:
     chromosomes = f"{number} held-out chromosome{'s' * (number != 1)}"
     against = [f"{_gap(best['bits']['all'], model['bits']['all'])} {label.format(**model)}" for model, label in _rivals(findings)]
     confidence = f"{100 * findings.study.evaluate.confidence:g} % interval"
+    if language.has_several_seeds(findings):
+        confidence = f"mean of {len(findings.study.pretrain.seeds)} pretraining seeds, {confidence}"
     first = f"{ranked[0]} reaches {best['bits']['all']:.3f} bits per base on {chromosomes} ({confidence} {low:.3f} to {high:.3f})"
     sentences = [f"{', '.join([first, ' and '.join(against)])}." if against else f"{first}."]
     others = [f"{model} {findings.language[model].result['bits']['all']:.3f}" for model in ranked[1 : MAX_NAMED + 1]]

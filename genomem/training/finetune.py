@@ -54,8 +54,9 @@ class Finetuning:
         torch.manual_seed(seed)
         model = classifier(study, name, self.benchmark, stranded=self.section.stranded)
         if study.models[name].pretrain:
-            digest = stage_digest(study, "pretrain", model=name)
-            load_weights(self.layout.pretrained(name), model, stage="pretrain", digest=digest, only="backbone.")
+            start = study.pretraining_seed(seed)
+            digest = stage_digest(study, "pretrain", model=name, seed=start)
+            load_weights(self.layout.pretrained(name, start), model, stage="pretrain", digest=digest, only="backbone.")
         optimizer = build_optimizer(model, learning_rate=self.settings.learning_rate, weight_decay=self.settings.weight_decay)
         self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
         self.flips = self.settings.reverse_complement and not self.section.stranded
@@ -120,7 +121,7 @@ class Finetuning:
         """Writes weights, metrics and, last, the record."""
         folder = self.layout.finetuned(self.dataset, self.name, self.seed)
         model = self.accelerator.unwrap_model(self.model)
-        digest = stage_digest(self.study, "finetune", dataset=self.dataset, model=self.name)
+        digest = stage_digest(self.study, "finetune", dataset=self.dataset, model=self.name, seed=self.seed)
         save_weights(
             folder, model, self.study.models[self.name], vocab_size=VOCAB_SIZE, classes=list(self.benchmark.classes), digest=digest
         )

@@ -33,8 +33,8 @@ from genomem.training.scoring import masked_bits_per_base, spaced_windows, windo
 LOG_EVERY = 25
 
 
-def pretrain(study: Study, name: str) -> None:
-    """Pretrains one model of the study and writes its weights, metrics log and record.
+def pretrain(study: Study, name: str, seed: int) -> None:
+    """Pretrains one model of the study with one of `pretrain.seeds` and writes its weights, metrics log and record.
 
     Goes on from the newest checkpoint of the same study digest. A signal (Ctrl-C, SIGTERM, SIGUSR1) saves a
     checkpoint at the end of the step and raises `KeyboardInterrupt`.
@@ -43,7 +43,7 @@ def pretrain(study: Study, name: str) -> None:
         GenomemError: The batch cannot be shared evenly, the stores are missing, or the loss is not finite.
     """
     watch = Stopwatch()
-    run = Pretraining(study, name)
+    run = Pretraining(study, name, seed)
     with stop_on_signals() as stop:
         run.train(stop)
     if run.accelerator.is_main_process:
@@ -59,8 +59,8 @@ class Pretraining:
     log and the record hold it under other names: `masked_train_bits`, `masked_validation_bits`.
     """
 
-    def __init__(self, study: Study, name: str) -> None:
-        self.study, self.name, self.settings = study, name, study.pretrain
+    def __init__(self, study: Study, name: str, seed: int) -> None:
+        self.study, self.name, self.seed, self.settings = study, name, seed, study.pretrain
         self.layout = Layout(study)
         self.accelerator = build_accelerator(self.settings.precision)
         self.parts = self.accelerator.num_processes * self.settings.accumulation
@@ -69,17 +69,17 @@ class Pretraining:
                 f"pretrain.batch_size: {self.settings.batch_size} windows cannot be shared by {self.accelerator.num_processes} processes"
                 f" x accumulation {self.settings.accumulation}; make it a multiple of {self.parts}"
             )
-        for folder in (self.layout.pretrained(name), self.layout.checkpoints(name)):
+        for folder in (self.layout.pretrained(name, seed), self.layout.checkpoints(name, seed)):
             check_folder(folder)
         self.genomes = {key: open_genome(study, key) for key in study.genomes}
         self.data = {key: genome.sequence_sha256 for key, genome in self.genomes.items()}
-        self.digest = stage_digest(study, "pretrain", model=name)
+        self.digest = stage_digest(study, "pretrain", model=name, seed=seed)
         self.sampler = WindowSampler(
             [(genome, study.genomes[key].weight) for key, genome in self.genomes.items()],
             context_bp=self.settings.context_bp,
             batch_size=self.settings.batch_size,
             reverse_complement=self.settings.reverse_complement,
-            seed=self.settings.seed,
+            seed=seed,
         )
         held_out = [genome.bases(chrom) for genome in self.genomes.values() for chrom in genome.chromosomes("validation")]
         self.validation = spaced_windows(held_out, self.settings.context_bp + 1, self.settings.validation_bp)
@@ -89,15 +89,20 @@ class Pretraining:
             )
         self.is_masked = is_bidirectional(study.models[name])
         self.kind = "masked_" if self.is_masked else ""
-        torch.manual_seed(self.settings.seed)
+        torch.manual_seed(seed)
         model = build_model(study.models[name], VOCAB_SIZE, complement=COMPLEMENT)
         optimizer = build_optimizer(
             model, learning_rate=self.settings.learning_rate, weight_decay=self.settings.weight_decay, betas=self.settings.betas
         )
-        self.checkpoints = Checkpoints(self.layout.checkpoints(name) / self.digest, self.data)
+        self.checkpoints = Checkpoints(self.layout.checkpoints(name, seed) / self.digest, self.data)
         self.resumed_from, self.log = self.checkpoints.restore(model, optimizer)
         self.seconds_before = self.log[-1]["seconds"] if self.log else 0.0
         self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
+
+    @property
+    def title(self) -> str:
+        """What the run is called where it speaks to the user."""
+        return f"pretrain {self.name}, seed {self.seed}"
 
     @property
     def bare_model(self) -> nn.Module:
@@ -109,9 +114,7 @@ class Pretraining:
         began = time.monotonic() - self.seconds_before
         steps: Iterable[int] = range(self.resumed_from, self.settings.steps)
         if self.accelerator.is_main_process:
-            steps = track(
-                steps, f"pretrain {self.name}", total=self.settings.steps, start=self.resumed_from, unit="steps", status=self._status
-            )
+            steps = track(steps, self.title, total=self.settings.steps, start=self.resumed_from, unit="steps", status=self._status)
         for step in steps:
             loss, norm, rate = self._step(step)
             done = step + 1
@@ -135,7 +138,7 @@ class Pretraining:
         factor = warmup_cosine(step, steps=settings.steps, warmup=settings.warmup_steps, final=settings.final_learning_rate)
         set_learning_rate(self.optimizer, settings.learning_rate * factor)
         # Dropout is a function of (seed, step, rank), so a resumed run draws the same masks.
-        torch.manual_seed((settings.seed * 1_000_003 + step) * 64 + self.accelerator.process_index)
+        torch.manual_seed((self.seed * 1_000_003 + step) * 64 + self.accelerator.process_index)
         batch = self._batch(step)
         total = batch.weights.sum().clamp(min=1e-6).item()
         self.model.train()
@@ -152,7 +155,7 @@ class Pretraining:
         norm = self.accelerator.clip_grad_norm_(self.model.parameters(), settings.gradient_clip)
         if not (torch.isfinite(loss) and torch.isfinite(norm)):
             raise GenomemError(
-                f"pretrain {self.name}: the loss or its gradient is not finite at step {step + 1};"
+                f"{self.title}: the loss or its gradient is not finite at step {step + 1};"
                 f" lower pretrain.learning_rate ({settings.learning_rate}) or raise pretrain.warmup_steps ({settings.warmup_steps})"
             )
         self.optimizer.step()
@@ -164,7 +167,7 @@ class Pretraining:
         windows, settings = self.sampler.windows(step), self.settings
         if not self.is_masked:
             return language_batch(windows, settings.repeat_weight)
-        seed = (settings.seed, step, MASK_STREAM)
+        seed = (self.seed, step, MASK_STREAM)
         # The last base of a window is there for a model that predicts the next one.
         return masked_batch(windows[:, :-1], fraction=settings.mask_fraction, repeat_weight=settings.repeat_weight, seed=seed)
 
@@ -232,7 +235,7 @@ class Pretraining:
 
     def write(self, watch: Stopwatch) -> None:
         """Writes weights, metrics and, last, the record; then the checkpoints are no longer needed."""
-        folder = self.layout.pretrained(self.name)
+        folder = self.layout.pretrained(self.name, self.seed)
         save_weights(folder, self.bare_model, self.study.models[self.name], vocab_size=VOCAB_SIZE, digest=self.digest)
         write_json_lines(folder / "metrics.jsonl", self.log)
         validations = [row[key] for row in self.log if (key := f"{self.kind}validation_bits") in row]
@@ -252,7 +255,7 @@ class Pretraining:
             stage="pretrain",
             study=self.study.name,
             digest=self.digest,
-            keys={"model": self.name, "seed": self.settings.seed},
+            keys={"model": self.name, "seed": self.seed},
             result=result,
             data=self.data,
             environment=describe_environment(describe_device(self.accelerator.device)),

@@ -31,7 +31,8 @@ def save_random_weights(study: Study, model: str = "scratch") -> None:
     benchmark = Benchmark(Layout(study).benchmark_store(DATASET))
     for seed in study.seeds:
         torch.manual_seed(seed)
-        folder, digest = Layout(study).finetuned(DATASET, model, seed), stage_digest(study, "finetune", dataset=DATASET, model=model)
+        folder = Layout(study).finetuned(DATASET, model, seed)
+        digest = stage_digest(study, "finetune", dataset=DATASET, model=model, seed=seed)
         untrained = classifier(study, model, benchmark, stranded=study.benchmarks[DATASET].stranded)
         save_weights(folder, untrained, study.models[model], digest=digest)
 

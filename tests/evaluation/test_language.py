@@ -1,10 +1,11 @@
-"""The final evaluation of a language model: means over known bits, classes of positions, margins and intervals."""
+"""The final evaluation of a language model: means over known bits and seeds, classes of positions, margins and intervals."""
 
 from __future__ import annotations
 
 import json
 import math
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from genomem.config import Study, stage_digest
 from genomem.data import tokenizer
 from genomem.data.genome import Genome
 from genomem.errors import GenomemError
+from genomem.evaluation import blocks
 from genomem.evaluation import language as module
 from genomem.evaluation.language import evaluate_language
 from genomem.evaluation.markov import REPEAT, SCORED, SURE, evaluate_markov
@@ -118,6 +120,65 @@ def test_means_over_classes_and_chromosomes(tiny_study: Study, monkeypatch: pyte
     assert result["bits"]["all"] == pytest.approx(cost[marks & SCORED > 0].mean(), rel=1e-6)
 
 
+def use_seeds(monkeypatch: pytest.MonkeyPatch, bits_of_a: dict[int, float]) -> None:
+    """Makes the weights of each seed give every A its own number of bits."""
+    model = Known(2.0)
+
+    def load_weights(folder: Path, loaded: nn.Module, **origin: str) -> None:
+        loaded.logits = Known(bits_of_a[int(folder.name.removeprefix("seed-"))]).logits
+
+    monkeypatch.setattr(module, "build_model", lambda config, vocab_size: model)
+    monkeypatch.setattr(module, "load_weights", load_weights)
+
+
+def test_every_seed_is_scored_and_the_bits_are_means_over_seeds(make_study: Callable[..., Study], monkeypatch: pytest.MonkeyPatch) -> None:
+    costs = {0: 0.5, 3: 2.0, 4: 1.0}
+    study = make_study(pretrain={"seeds": list(costs)})
+    write_markov(study, order0=1.9)
+    alone = {}
+    for seed in costs:
+        use_seeds(monkeypatch, costs)
+        evaluate_language(study.model_copy(update={"pretrain": study.pretrain.model_copy(update={"seeds": (seed,)})}), "titans")
+        alone[seed] = read_result(study)
+        assert alone[seed]["seeds"] == [{"seed": seed, "bits": alone[seed]["bits"], "chromosomes": alone[seed]["chromosomes"]}]
+        assert set(alone[seed]["sd"].values()) == {None}
+    evaluate_language(study, "titans")
+    together = read_result(study)
+    assert together["seeds"] == [{"seed": seed, "bits": one["bits"], "chromosomes": one["chromosomes"]} for seed, one in alone.items()]
+    for label in ("all", "unmasked", "repeat", "sure", "unsure"):
+        values = [one["bits"][label] for one in alone.values()]
+        assert together["bits"][label] == pytest.approx(np.mean(values))
+        assert together["sd"][label] == pytest.approx(np.std(values, ddof=1))
+    assert together["chromosomes"] == pytest.approx(
+        {chrom: np.mean([one["chromosomes"][chrom] for one in alone.values()]) for chrom in ("alpha:chr4", "beta:chr4")}
+    )
+    assert together["margin"]["all"] == pytest.approx(1.9 - together["bits"]["all"])
+    assert together["positions"] == alone[0]["positions"]
+    low, high = together["interval"]["all"]
+    assert high - low > max(one["interval"]["all"][1] - one["interval"]["all"][0] for one in alone.values())
+
+
+def test_the_sums_over_blocks_are_written_beside_the_record(make_study: Callable[..., Study], monkeypatch: pytest.MonkeyPatch) -> None:
+    study = make_study(pretrain={"seeds": [0, 1]})
+    monkeypatch.setattr(blocks, "BLOCK_BP", 100)
+    use_seeds(monkeypatch, {0: 2.0, 1: 0.5})
+    flags = write_markov(study, order0=1.9)
+    evaluate_language(study, "titans")
+    with np.load(Layout(study).language_blocks("titans"), allow_pickle=False) as arrays:
+        found = dict(arrays)
+    assert set(found) == {f"{kind}_{label}" for kind in ("bits", "positions") for label in ("all", "unmasked", "repeat", "sure", "unsure")}
+    scored = [np.add.reduceat(marks & SCORED > 0, range(0, len(marks), 100), dtype=int) for marks in flags.values()]
+    assert [len(counts) for counts in scored] == [4, 4]
+    assert found["positions_all"].tolist() == np.concatenate(scored).tolist()
+    assert found["positions_all"].dtype == np.int64
+    assert found["bits_all"].dtype == np.float64
+    assert found["bits_all"][0] == pytest.approx(2.0 * found["positions_all"])
+    result = read_result(study)
+    for place, row in enumerate(result["seeds"]):
+        for label, bits in row["bits"].items():
+            assert bits == pytest.approx(found[f"bits_{label}"][place].sum() / found[f"positions_{label}"].sum())
+
+
 def test_markov_models_of_another_version_of_the_study(tiny_study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
     use_model(monkeypatch, Known(2.0))
     write_markov(tiny_study, order0=1.9)
@@ -138,7 +199,10 @@ def test_a_real_model_beside_real_markov_models(tiny_study: Study) -> None:
     torch.manual_seed(0)
     model = build_model(tiny_study.models["titans"], tokenizer.VOCAB_SIZE)
     save_weights(
-        layout.pretrained("titans"), model, tiny_study.models["titans"], digest=stage_digest(tiny_study, "pretrain", model="titans")
+        layout.pretrained("titans", 0),
+        model,
+        tiny_study.models["titans"],
+        digest=stage_digest(tiny_study, "pretrain", model="titans", seed=0),
     )
     evaluate_markov(tiny_study)
     evaluate_language(tiny_study, "titans")
@@ -181,7 +245,7 @@ def test_a_model_that_is_not_finite_is_named_and_not_the_markov_scores(tiny_stud
     write_markov(tiny_study, order0=2.0)
     with pytest.raises(GenomemError, match="model titans gives probabilities that are not finite on alpha:chr4") as raised:
         evaluate_language(tiny_study, "titans")
-    assert str(raised.value).startswith(f"{Layout(tiny_study).pretrained('titans')}: ")
+    assert str(raised.value).startswith(f"{Layout(tiny_study).pretrained('titans', 0)}: ")
     assert "markov" not in str(raised.value)
 
 
@@ -189,22 +253,6 @@ def test_without_pretrained_weights(tiny_study: Study) -> None:
     write_markov(tiny_study, order0=2.0)
     with pytest.raises(GenomemError, match="run the training stage first"):
         evaluate_language(tiny_study, "titans")
-
-
-def test_the_interval_covers_the_mean_as_often_as_it_says() -> None:
-    rng = np.random.default_rng(1)
-    covered = []
-    for _ in range(100):
-        bits = rng.gamma(2.0, size=40 * module.BLOCK_BP // 100).repeat(100)  # neighbours go together
-        low, high = module._block_bootstrap(bits, np.ones(len(bits), bool), 100, 0.9)
-        covered.append(low <= 2.0 <= high)
-    assert 0.78 <= np.mean(covered) <= 0.98
-
-
-def test_the_interval_of_some_rows_leaves_out_the_others() -> None:
-    bits = np.where(np.arange(4 * module.BLOCK_BP) % 2 == 0, 1.0, np.nan)
-    assert module._block_bootstrap(bits, np.isfinite(bits), 50, 0.95) == [1.0, 1.0]
-    assert module._block_bootstrap(bits, np.zeros(len(bits), bool), 50, 0.95) is None
 
 
 def test_a_record_without_test_positions_of_a_chromosome(tiny_study: Study, monkeypatch: pytest.MonkeyPatch) -> None:

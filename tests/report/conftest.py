@@ -22,6 +22,8 @@ STUDY_PATH = Path("config/tiny.yaml")
 METRICS = ("accuracy", "mcc", "f1", "auroc", "auprc")
 LEVELS = {"titans_lmm": 0.86, "attention": 0.83, "conv_net": 0.70}
 BITS = {"titans_lmm": 1.871, "attention": 1.893}
+GAINS = {"titans_lmm": 0.038, "attention": -0.02}
+SEED_STEP = 0.002
 GENOME = {"simulate": {"seed": 1, "chromosomes": 5}, "validation": ["chr4"], "test": ["chr5"]}
 STUDY = {
     "name": "tiny",
@@ -113,13 +115,18 @@ class _Writer:
         if self.study.language_models:
             self._markov()
         for model in self.study.pretrained_models:
-            self._pretraining(model)
+            for place, seed in enumerate(self.study.pretrain.seeds):
+                self._pretraining(model, seed, place * SEED_STEP)
         for model in self.study.language_models:
             self._language(model)
+        if self.study.compared_models:
+            self._comparison()
+        for model in self.study.recall_models:
+            self._recall(model)
 
     def _record(self, path: Path, stage: str, result: dict[str, Any], **keys: Any) -> None:
         random = _random(stage, *keys.values())
-        digest = stage_digest(self.study, stage, dataset=keys.get("dataset", ""), model=keys.get("model", ""))
+        digest = stage_digest(self.study, stage, **keys)
         wall = round(float(random.uniform(4, 400)), 3)
         run = {
             "started": "2025-03-14T09:26:53Z",
@@ -195,15 +202,54 @@ class _Writer:
         self._record(self.layout.markov, "evaluate_markov", result)
 
     def _language(self, model: str) -> None:
-        bits = _bits(BITS.get(model, 1.9), 0.6)
+        runs = [_bits(BITS.get(model, 1.9) + place * SEED_STEP, 0.6) for place in range(len(self.study.pretrain.seeds))]
+        seeds = [
+            {"seed": seed, "bits": run, "chromosomes": {"alpha:chr5": run["all"] - 0.006, "beta:chr5": run["all"] + 0.006}}
+            for seed, run in zip(self.study.pretrain.seeds, runs, strict=True)
+        ]
+        bits = {kind: float(np.mean([run[kind] for run in runs])) for kind in runs[0]}
+        sd = {kind: float(np.std([run[kind] for run in runs], ddof=1)) if len(runs) > 1 else None for kind in runs[0]}
         interval = {kind: [bits[kind] - 0.004, bits[kind] + 0.004] for kind in ("all", "unmasked")}
         chromosomes = {"alpha:chr5": bits["all"] - 0.006, "beta:chr5": bits["all"] + 0.006}
         margin = {"all": 1.902 - bits["all"], "unmasked": 1.912 - bits["unmasked"]}
-        result = {"parameters": 271_884, "context_bp": 1024, "positions": _positions(), "bits": bits, "interval": interval}
-        self._record(self.layout.language(model), "evaluate_language", result | {"chromosomes": chromosomes, "margin": margin}, model=model)
+        result = {"parameters": 271_884, "context_bp": 1024, "positions": _positions(), "seeds": seeds}
+        result |= {"bits": bits, "sd": sd, "interval": interval, "chromosomes": chromosomes, "margin": margin}
+        self._record(self.layout.language(model), "evaluate_language", result, model=model)
 
-    def _pretraining(self, model: str) -> None:
-        random, final = _random("pretrain", model), BITS.get(model, 1.9)
+    def _comparison(self) -> None:
+        baseline, seeds = self.study.evaluate.baseline, self.study.pretrain.seeds
+        models = {}
+        for model in self.study.compared_models:
+            shift = BITS.get(model, 1.9) - BITS.get(baseline or "", 1.9)
+            runs = [dict.fromkeys(("all", "unmasked", "repeat"), shift + place * SEED_STEP) for place in range(len(seeds))]
+            mean = {kind: float(np.mean([run[kind] for run in runs])) for kind in runs[0]}
+            models[model] = {
+                "seeds": [{"seed": seed, "difference": run} for seed, run in zip(seeds, runs, strict=True)],
+                "mean": mean,
+                "interval": {kind: [value - 0.003, value + 0.003] for kind, value in mean.items()},
+            }
+        result = {"baseline": baseline, "block_bp": 5000, "positions": _positions(), "models": models}
+        sizes = dict.fromkeys(self.study.language_models, 271_884)
+        self._record(self.layout.comparison, "evaluate_comparison", result | {"parameters": sizes})
+
+    def _recall(self, model: str) -> None:
+        settings, gaps = self.study.evaluate.recall, []
+        assert settings is not None
+        for gap in settings.gaps_bp:
+            remembered = GAINS.get(model, 0.0) / (1 + gap / 100)
+            runs = [remembered + place * SEED_STEP for place in range(len(self.study.pretrain.seeds))]
+            means = [_copies(1.9, run) for run in runs]
+            found = {key: float(np.mean([run[key] for run in means])) for key in means[0]}
+            table = {f"table_{key}": value for key, value in _copies(1.96, 1.9).items()}
+            seeds = [{"seed": seed, **run} for seed, run in zip(self.study.pretrain.seeds, means, strict=True)]
+            interval = [found["gain"] - 0.004, found["gain"] + 0.004]
+            distance = settings.repeat_bp + gap
+            gaps.append({"gap_bp": gap, "distance_bp": distance, **found, "interval": interval, **table, "seeds": seeds})
+        sizes = {"parameters": 271_884, "table_order": 12, "repeat_bp": settings.repeat_bp, "lead_bp": settings.lead_bp}
+        self._record(self.layout.recall(model), "evaluate_recall", {**sizes, "samples": settings.samples, "gaps": gaps}, model=model)
+
+    def _pretraining(self, model: str, seed: int, above: float) -> None:
+        random, final = _random("pretrain", model, seed), BITS.get(model, 1.9) + above
         kind = "masked_" if model in self.study.masked_models else ""
         lines: list[dict[str, float]] = []
         for step in range(1, 1001):
@@ -229,8 +275,8 @@ class _Writer:
             "processes": 1,
         }
         result |= {"weights_sha256": _sha256(model)}
-        self._record(self.layout.pretrained(model) / "record.json", "pretrain", result, model=model)
-        _write_lines(self.layout.pretrained(model) / "metrics.jsonl", lines)
+        self._record(self.layout.pretrained(model, seed) / "record.json", "pretrain", result, model=model, seed=seed)
+        _write_lines(self.layout.pretrained(model, seed) / "metrics.jsonl", lines)
 
     def _controls(self, dataset: str) -> None:
         levels = {"majority": 0.5, "length": 0.51, "kmer": 0.78, "overlap": 0.55}
@@ -318,6 +364,10 @@ def _bits(bits: float, gain_on_repeats: float) -> dict[str, float]:
         "sure": bits - 1.8 * gain_on_repeats,
         "unsure": bits + 0.02,
     }
+
+
+def _copies(bits: float, gain: float) -> dict[str, float]:
+    return {"first": bits, "second": bits - gain, "second_after_32": bits - 1.02 * gain, "control": bits, "gain": gain}
 
 
 def _scores(accuracy: float) -> dict[str, float]:

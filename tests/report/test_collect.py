@@ -8,6 +8,8 @@ import pytest
 
 from genomem.errors import GenomemError
 
+PRETRAIN = "genomem pretrain config/tiny.yaml --model attention --seed 0"
+
 
 def refused(written) -> str:
     with pytest.raises(GenomemError) as caught:
@@ -23,9 +25,11 @@ def refused(written) -> str:
         (lambda layout: layout.benchmark_store("coding") / "manifest.json", "genomem tokenize config/tiny.yaml --dataset coding"),
         (lambda layout: layout.simulation_record, "genomem simulate config/tiny.yaml"),
         (lambda layout: layout.markov, "genomem evaluate markov config/tiny.yaml"),
-        (lambda layout: layout.pretrained("attention") / "record.json", "genomem pretrain config/tiny.yaml --model attention"),
-        (lambda layout: layout.pretrained("attention") / "metrics.jsonl", "genomem pretrain config/tiny.yaml --model attention"),
+        (lambda layout: layout.pretrained("attention", 0) / "record.json", PRETRAIN),
+        (lambda layout: layout.pretrained("attention", 0) / "metrics.jsonl", PRETRAIN),
+        (lambda layout: layout.comparison, "genomem evaluate comparison config/tiny.yaml"),
         (lambda layout: layout.language("titans_lmm"), "genomem evaluate language config/tiny.yaml --model titans_lmm"),
+        (lambda layout: layout.recall("titans_lmm"), "genomem evaluate recall config/tiny.yaml --model titans_lmm"),
         (lambda layout: layout.controls("coding"), "genomem evaluate controls config/tiny.yaml --dataset coding"),
         (
             lambda layout: layout.finetuned("coding", "conv_net", 2) / "record.json",
@@ -38,7 +42,7 @@ def refused(written) -> str:
     ],
 )
 def test_a_missing_file_names_itself_and_the_command(write_study, path, command):
-    written = write_study()
+    written = write_study(evaluate={"baseline": "attention", "recall": {"repeat_bp": 400, "gaps_bp": [0]}})
     missing = path(written.layout)
     missing.unlink()
     message = refused(written)

@@ -92,15 +92,140 @@ def test_the_language_table_holds_every_model_with_its_bits(page, tiny):
 
 
 def test_the_pretraining_table_shows_the_end_and_a_resumed_run(page, tiny, write_study):
-    final = result(tiny.layout.pretrained("attention") / "record.json")["final_validation_bits"]
+    final = result(tiny.layout.pretrained("attention", 0) / "record.json")["final_validation_bits"]
     cells = page.cells("pretraining")
     assert cells["attention"][cells["Model"].index("Validation at the end, bits per base")] == f"{final:.4f}"
     assert "Last resumed from step" not in cells["Model"]
     written = write_study(benchmarks={})
-    written.edit(written.layout.pretrained("attention") / "record.json", {"run": {"resumed_from_step": 400}})
+    written.edit(written.layout.pretrained("attention", 0) / "record.json", {"run": {"resumed_from_step": 400}})
     cells = Reader(written.report()).cells("pretraining")
     column = cells["Model"].index("Last resumed from step")
     assert (cells["attention"][column], cells["titans_lmm"][column]) == ("400", "–")
+
+
+def test_several_pretraining_seeds_show_their_spread_and_every_run(write_study):
+    written = write_study(pretrain={"seeds": [0, 3]})
+    html = written.report()
+    page = Reader(html)
+    assert "titans_lmm reaches 1.872 bits per base on 2 held-out chromosomes (mean of 2 pretraining seeds, 95 % interval" in page.text
+    cells = page.cells("language_bits")
+    found = result(written.layout.language("titans_lmm"))
+    assert found["bits"]["all"] == pytest.approx(1.872)
+    assert found["sd"]["all"] == pytest.approx(0.002 / 2**0.5)
+    assert cells["Model"][1:3] == ["All positions", "± SD"]
+    assert cells["titans_lmm"][1:3] == ["1.8720", "0.0014"]
+    assert cells["order 5"][2] == "–"
+    for table in ("language_bits", "language_chromosomes"):
+        assert "means over 2 pretraining seeds" in page.tables[table]["caption"]
+    rows = written.data()["tables"]["pretraining"]["rows"]
+    assert [(row["model"], row["seed"]) for row in rows] == [(m, s) for m in ("titans_lmm", "attention") for s in (0, 3)]
+    for row in rows:
+        final = result(written.layout.pretrained(row["model"], row["seed"]) / "record.json")["final_validation_bits"]
+        assert row["final_validation_bits"] == final
+    assert [row[1] for row in page.tables["pretraining"]["rows"]] == ["Seed", "0", "3", "0", "3"]
+    figure = html[html.index('id="plot-pretraining"') :].partition("</figure>")[0]
+    assert figure.count(">titans_lmm</text>") == 1
+    assert "titans_lmm, seed 0, ends at 1.876 validation bits; titans_lmm, seed 3, ends at 1.878 validation bits" in figure
+    assert "pretrained 2 times (seeds 0, 3)" in page.text
+    assert "no interval on this page covers chance in pretraining" not in page.text
+    assert "genomem pretrain config/tiny.yaml --model attention --seed 3" in page.text
+    assert page.open == []
+
+
+def test_one_pretraining_seed_has_no_column_for_seeds_and_says_what_that_means(page, html):
+    assert page.cells("language_bits")["Model"][2] == "95 % interval"
+    assert page.cells("pretraining")["Model"][0] == "Parameters"
+    assert "is pretrained once (seed 0) and fine-tuned with 3 seeds on each benchmark;" in " ".join(page.text.split())
+    assert "One pretraining seed means that no interval on this page covers chance in pretraining." in page.text
+    assert "pretraining seeds" not in page.text
+
+
+def test_differences_from_the_baseline_are_those_of_the_record(write_study):
+    page = Reader(write_study(evaluate={"baseline": "attention"}).report())
+    table = page.tables["language_comparison"]
+    assert [[cell.strip() for cell in row] for row in table["rows"]] == [
+        ["Positions", "Difference", "95 % interval"],
+        ["titans_lmm, 271,884 parameters"],
+        ["All positions", "−0.0220", "−0.0250 to −0.0190"],
+        ["Unmasked", "−0.0220", "−0.0250 to −0.0190"],
+        ["Repeats", "−0.0220", "−0.0250 to −0.0190"],
+    ]
+    assert table["caption"].startswith("Differences from attention (271,884 parameters) in bits per base on the held-out")
+    assert (
+        "Differences from attention are paired: each model minus attention on the same bases, summed over blocks of 5,000 neighbouring "
+        "bases. The interval resamples those blocks, so what both models find hard alike does not widen it."
+    ) in page.text
+    assert "genomem evaluate comparison config/tiny.yaml" in page.text
+    assert page.cells("stages")["evaluate_comparison"][0] == "1"
+    assert page.open == []
+
+
+def test_differences_of_several_seeds_are_shown_seed_by_seed(write_study):
+    page = Reader(write_study(evaluate={"baseline": "attention"}, pretrain={"seeds": [0, 3]}).report())
+    cells = page.cells("language_comparison")
+    assert cells["Positions"] == ["Difference", "95 % interval", "Each seed"]
+    assert cells["All positions"] == ["−0.0210", "−0.0240 to −0.0180", "−0.0220, −0.0200"]
+    assert "on the same bases and with the same pretraining seed, summed" in page.text
+    assert "The interval resamples those blocks and the pairs of runs with one seed, so" in page.text
+
+
+def test_a_study_that_compares_nothing_has_no_table_of_differences(page, write_study):
+    alone = Reader(write_study(evaluate={"baseline": "attention"}, models={"attention": {"layers": ["attention"]}}).report())
+    for reader in (page, alone):
+        assert "language_comparison" not in reader.tables
+        assert "Differences from" not in reader.text
+        assert "evaluate comparison" not in reader.text
+
+
+def recall_study(write_study, gaps, seeds=(0,)):
+    return write_study(evaluate={"recall": {"repeat_bp": 400, "gaps_bp": list(gaps)}}, pretrain={"seeds": list(seeds)})
+
+
+def test_recall_is_that_of_the_records_with_the_table_under_the_models(write_study):
+    page = Reader(recall_study(write_study, [0, 100]).report())
+    table = page.tables["recall"]
+    ceiling = ["table of 12-mers", "1.9600", "0.0600", "0.0220", "1.9600", "+1.9000", "–"]
+    assert [[cell.strip() for cell in row] for row in table["rows"]] == [
+        ["Model", "First copy", "Second copy", "Second copy after 32 bases", "Control", "Gain", "95 % interval"],
+        ["400 bases from start to start, 0 of them between the copies"],
+        ["titans_lmm", "1.9000", "1.8620", "1.8612", "1.9000", "+0.0380", "0.0340 to 0.0420"],
+        ["attention", "1.9000", "1.9200", "1.9204", "1.9000", "−0.0200", "−0.0240 to −0.0160"],
+        ceiling,
+        ["500 bases from start to start, 100 of them between the copies"],
+        ["titans_lmm", "1.9000", "1.8810", "1.8806", "1.9000", "+0.0190", "0.0150 to 0.0230"],
+        ["attention", "1.9000", "1.9100", "1.9102", "1.9000", "−0.0100", "−0.0140 to −0.0060"],
+        ceiling,
+    ]
+    assert "stretch of 400 bases" in table["caption"]
+    assert "what the model remembers of the first copy, and 0 without memory; where" in page.text
+    assert "genomem evaluate recall config/tiny.yaml --model attention" in page.text
+    assert page.cells("stages")["evaluate_recall"][0] == "2"
+    assert page.open == []
+
+
+def test_recall_of_several_seeds_is_shown_seed_by_seed(write_study):
+    page = Reader(recall_study(write_study, [0], seeds=[0, 3]).report())
+    cells = page.cells("recall")
+    assert cells["Model"][-1] == "Gain of each seed"
+    assert cells["titans_lmm"][4:] == ["+0.0390", "0.0350 to 0.0430", "+0.0380, +0.0400"]
+    assert "means over 2 pretraining seeds" in page.tables["recall"]["caption"]
+
+
+@pytest.mark.parametrize(("gaps", "is_drawn"), [([0, 100], False), ([0, 50, 100], True)], ids=["two gaps", "three gaps"])
+def test_recall_is_drawn_against_the_distance_where_there_are_more_than_two(write_study, gaps, is_drawn):
+    html = recall_study(write_study, gaps).report()
+    assert ('id="plot-recall"' in html) == is_drawn
+    if is_drawn:
+        figure = html[html.index('id="plot-recall"') :].partition("</figure>")[0]
+        assert "At 400 bases: titans_lmm 0.0380; attention -0.0200" in figure
+        assert all(f">{text}</text>" in figure for text in ("400", "450", "500", "titans_lmm", "attention", "gain, bits per base"))
+        assert "The table gains 1.900 to 1.900." in figure
+
+
+def test_a_study_that_asks_for_no_recall_has_none(page):
+    assert "recall" not in page.tables
+    assert "Recall of a repeat" not in page.text
+    assert "evaluate recall" not in page.text
 
 
 def test_the_margin_is_that_of_the_record(write_study):
@@ -247,7 +372,7 @@ def test_a_masked_score_stands_where_pretraining_is_described_and_nowhere_among_
     written = write_study(models=models)
     html = written.report()
     page = Reader(html)
-    final = result(written.layout.pretrained("both_ways") / "record.json")["final_masked_validation_bits"]
+    final = result(written.layout.pretrained("both_ways", 0) / "record.json")["final_masked_validation_bits"]
     cells = page.cells("pretraining")
     columns = [cells["Model"].index(title) for title in MASKED_COLUMNS]
     assert [cells["both_ways"][column] for column in columns] == ["–", f"{final:.4f}"]

@@ -8,10 +8,12 @@ from pathlib import Path
 import pytest
 
 from genomem.report.collect import Findings, collect
+from genomem.report.comparison import comparison_warnings
 from genomem.report.composition import model_sentences
 from genomem.report.language import language_warnings, training_sentence
 from genomem.report.language import test_chromosomes as held_out_chromosomes
 from genomem.report.provenance import provenance_warnings, stage_commands, workflow_commands
+from genomem.report.recall import recall_sentences, recall_verdicts
 from genomem.report.summary import simulation_notice, summary
 
 STUDY_PATH = Path("config/tiny.yaml")
@@ -88,6 +90,41 @@ def test_a_language_model_no_better_than_counting_is_said_so(write_study):
     assert language_warnings(findings(written)) == [
         "attention: the interval of 1.8900 to 1.9030 bits per base does not lie below the best plain Markov model (order 5, 1.9020); "
         "this shows no gain over counting short words."
+    ]
+
+
+@pytest.mark.parametrize(("parameters", "more"), [(277_321, ""), (277_322, "2.0 % more"), (266_447, ""), (200_000, "26.4 % fewer")])
+def test_a_model_of_another_size_than_the_baseline_is_said_so(write_study, parameters, more):
+    sizes = f"({parameters:,} and 271,884)"
+    warning = f"titans_lmm has {more} parameters than attention {sizes}: their difference is not one of kind alone."
+    written = write_study(benchmarks={}, evaluate={"baseline": "attention"})
+    written.edit(written.layout.comparison, {"result": {"parameters": {"titans_lmm": parameters}}})
+    assert comparison_warnings(findings(written)) == ([warning] if more else [])
+    written.report()
+    assert (warning in written.data()["warnings"]) == bool(more)
+
+
+def test_recall_is_told_where_the_interval_tells_it_from_nothing(write_study, tiny_findings):
+    written = write_study(evaluate={"recall": {"repeat_bp": 400, "gaps_bp": [0, 176, 200]}})
+    path = written.layout.recall("titans_lmm")
+    gaps = json.loads(path.read_text())["result"]["gaps"]
+    unclear, nothing = gaps[1] | {"interval": [-0.001, 0.02]}, gaps[2] | {"gain": 4e-5, "interval": [3e-5, 5e-5]}
+    written.edit(path, {"result": {"gaps": [gaps[0], unclear, nothing]}})
+    assert recall_verdicts(findings(written)) == [
+        "Gain of titans_lmm: at 400 bases 0.0380 bits per base, 2.0 % of the table's; at 576 bases none that its interval tells from 0; "
+        "at 600 bases none.",
+        "Gain of attention: at 400 bases a loss of 0.0200; at 576 bases a loss of 0.0072; at 600 bases a loss of 0.0067.",
+    ]
+    (read,) = recall_sentences(findings(written))
+    assert read.startswith("Each model reads sequences of held-out bases in which a stretch of 400 bases stands twice (64 stretches).")
+    assert (recall_sentences(tiny_findings), recall_verdicts(tiny_findings)) == ([], [])
+
+
+def test_recall_over_more_bases_than_a_window_of_pretraining_is_said_so(write_study):
+    written = write_study(models={"titans_lmm": {"layers": ["titans_lmm"]}}, evaluate={"recall": {"repeat_bp": 488, "gaps_bp": [0, 1000]}})
+    assert recall_sentences(findings(written))[1:] == [
+        "The longest sequence has 2,024 bases and a window of pretraining 1,024: beyond that, a model recalls over more bases than it was "
+        "trained on."
     ]
 
 

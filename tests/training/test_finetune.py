@@ -27,11 +27,12 @@ MakeStudy = Callable[..., Study]
 DATASET = "composition"
 
 
-def save_pretrained(study: Study, model: str) -> nn.Module:
+def save_pretrained(study: Study, model: str, seed: int = 0) -> nn.Module:
     """Puts random weights where pretraining would, and returns the model."""
-    torch.manual_seed(99)
+    torch.manual_seed(99 + seed)
     language_model = build_model(study.models[model], VOCAB_SIZE, complement=COMPLEMENT)
-    save_weights(Layout(study).pretrained(model), language_model, study.models[model], digest=stage_digest(study, "pretrain", model=model))
+    digest = stage_digest(study, "pretrain", model=model, seed=seed)
+    save_weights(Layout(study).pretrained(model, seed), language_model, study.models[model], digest=digest)
     return language_model
 
 
@@ -66,7 +67,7 @@ def test_it_learns_what_is_easy_and_records_it(make_study: MakeStudy, model: str
     finetune(study, DATASET, model, 0)
     record, log = read_record(study, model), read_log(study, model)
     assert record.stage == "finetune"
-    assert record.digest == stage_digest(study, "finetune", dataset=DATASET, model=model)
+    assert record.digest == stage_digest(study, "finetune", dataset=DATASET, model=model, seed=0)
     assert record.keys == {"dataset": DATASET, "model": model, "seed": 0}
     assert set(record.data) == {f"{part}/{name}.csv" for part in ("train", "test") for name in ("rich_in_at", "rich_in_gc")}
     result = record.result
@@ -92,6 +93,14 @@ def test_it_starts_from_the_pretrained_backbone(make_study: MakeStudy) -> None:
     assert weights_sha256(Finetuning(scratch, DATASET, "titans", 0).model.backbone) != backbone
 
 
+def test_it_starts_from_the_pretraining_run_of_its_own_seed_where_there_is_one_and_else_from_the_first(make_study: MakeStudy) -> None:
+    study = make_study(seeds=[0, 1, 2], pretrain={"seeds": [4, 1]})
+    backbones = {seed: weights_sha256(save_pretrained(study, "titans", seed).backbone) for seed in study.pretrain.seeds}
+    started = [weights_sha256(Finetuning(study, DATASET, "titans", seed).model.backbone) for seed in study.seeds]
+    assert backbones[4] != backbones[1]
+    assert started == [backbones[4], backbones[1], backbones[4]]
+
+
 @pytest.mark.parametrize("stranded", [False, True], ids=["both strands", "stranded"])
 def test_a_bidirectional_model_goes_on_from_masked_pretraining_and_tells_strands_apart_only_where_they_matter(
     make_study: MakeStudy, stranded: bool
@@ -105,7 +114,7 @@ def test_a_bidirectional_model_goes_on_from_masked_pretraining_and_tells_strands
     finetune(study, DATASET, "both_ways", 0)
     assert read_record(study, "both_ways").result["validation"]["accuracy"] == 1.0
     trained = Finetuning(study, DATASET, "both_ways", 0)
-    digest = stage_digest(study, "finetune", dataset=DATASET, model="both_ways")
+    digest = stage_digest(study, "finetune", dataset=DATASET, model="both_ways", seed=0)
     load_weights(Layout(study).finetuned(DATASET, "both_ways", 0), trained.model, stage="finetune", digest=digest)
     part = trained.validation
     other = LabelledSequences([reverse_complement(sequence) for sequence in part.sequences], part.labels)
@@ -114,7 +123,7 @@ def test_a_bidirectional_model_goes_on_from_masked_pretraining_and_tells_strands
 
 
 def test_missing_pretrained_weights(tiny_study: Study) -> None:
-    with pytest.raises(GenomemError, match=r"pretrain/titans/model\.safetensors: no such file; run the training stage first"):
+    with pytest.raises(GenomemError, match=r"pretrain/titans/seed-0/model\.safetensors: no such file; run the training stage first"):
         finetune(tiny_study, DATASET, "titans", 0)
 
 

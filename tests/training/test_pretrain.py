@@ -31,18 +31,18 @@ MakeStudy = Callable[..., Study]
 BOTH_WAYS = {"dim": 8, "layers": [{"mixer": "attention", "heads": 2}], "stem_kernel": 3, "dropout": 0.1, "bidirectional": True}
 
 
-def read_log(study: Study, model: str) -> list[dict[str, Any]]:
+def read_log(study: Study, model: str, seed: int = 0) -> list[dict[str, Any]]:
     """Returns the metrics log without the times."""
-    lines = (Layout(study).pretrained(model) / "metrics.jsonl").read_text().splitlines()
+    lines = (Layout(study).pretrained(model, seed) / "metrics.jsonl").read_text().splitlines()
     return [{key: value for key, value in json.loads(line).items() if key != "seconds"} for line in lines]
 
 
-def read_record(study: Study, model: str) -> RunRecord:
-    return RunRecord.read(Layout(study).pretrained(model) / "record.json")
+def read_record(study: Study, model: str, seed: int = 0) -> RunRecord:
+    return RunRecord.read(Layout(study).pretrained(model, seed) / "record.json")
 
 
-def read_weights(study: Study, model: str) -> dict[str, torch.Tensor]:
-    return load_file(Layout(study).pretrained(model) / "model.safetensors")
+def read_weights(study: Study, model: str, seed: int = 0) -> dict[str, torch.Tensor]:
+    return load_file(Layout(study).pretrained(model, seed) / "model.safetensors")
 
 
 def in_folder(study: Study, name: str) -> Study:
@@ -65,18 +65,18 @@ def stop_after(monkeypatch: pytest.MonkeyPatch, step: int, stop: Callable[[], No
     monkeypatch.setattr(Pretraining, "_step", step_and_stop)
 
 
-def checkpointed_steps(study: Study, model: str) -> list[str]:
-    return sorted(path.name for path in Layout(study).checkpoints(model).glob("*/step-*"))
+def checkpointed_steps(study: Study, model: str, seed: int = 0) -> list[str]:
+    return sorted(path.name for path in Layout(study).checkpoints(model, seed).glob("*/step-*"))
 
 
 def test_record_log_and_files(make_study: MakeStudy, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "LOG_EVERY", 4)
     study = make_study()
-    pretrain(study, "titans")
+    pretrain(study, "titans", 0)
     record, log = read_record(study, "titans"), read_log(study, "titans")
     assert record.stage == "pretrain"
     assert record.study == "tiny"
-    assert record.digest == stage_digest(study, "pretrain", model="titans")
+    assert record.digest == stage_digest(study, "pretrain", model="titans", seed=0)
     assert record.keys == {"model": "titans", "seed": 0}
     assert record.data == {name: Genome(Layout(study).genome_store(name)).sequence_sha256 for name in study.genomes}
     weights = read_weights(study, "titans")
@@ -96,7 +96,7 @@ def test_record_log_and_files(make_study: MakeStudy, monkeypatch: pytest.MonkeyP
     assert record.result["final_validation_bits"] == validations[-1]
     assert all(1.5 < row["train_bits"] < 3 and row["gradient_norm"] > 0 for row in log if "train_bits" in row)
     assert log[-2]["learning_rate"] == pytest.approx(2e-3 * 0.1, rel=0.5)
-    assert not Layout(study).checkpoints("titans").joinpath(record.digest).exists()
+    assert not Layout(study).checkpoints("titans", 0).joinpath(record.digest).exists()
 
 
 @pytest.mark.parametrize(
@@ -116,15 +116,15 @@ def test_a_stopped_run_goes_on_to_the_same_bits(
     assert study.models["titans"].dropout > 0
     assert study.pretrain.accumulation == 2
     whole = in_folder(study, "whole")
-    pretrain(whole, "titans")
+    pretrain(whole, "titans", 0)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         stop_after(patch, 6, stop)
-        pretrain(study, "titans")
+        pretrain(study, "titans", 0)
     assert checkpointed_steps(study, "titans")[-1] == last_checkpoint
-    assert not Layout(study).pretrained("titans").exists()
+    assert not Layout(study).pretrained("titans", 0).exists()
     np.random.seed(5)  # what else draws random numbers in between does not matter
     torch.manual_seed(5)
-    pretrain(study, "titans")
+    pretrain(study, "titans", 0)
     assert read_record(study, "titans").result == read_record(whole, "titans").result
     assert read_log(study, "titans") == read_log(whole, "titans")
     assert read_record(study, "titans").run["resumed_from_step"] == int(last_checkpoint[5:])
@@ -136,10 +136,10 @@ def test_a_checkpoint_of_another_version_of_the_study_is_not_used_and_is_removed
     study = make_study()
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         stop_after(patch, 6, lambda: os.kill(os.getpid(), signal.SIGTERM))
-        pretrain(study, "titans")
+        pretrain(study, "titans", 0)
     assert checkpointed_steps(study, "titans")
     other = study.model_copy(update={"pretrain": study.pretrain.model_copy(update={"learning_rate": 1e-3})})
-    pretrain(other, "titans")
+    pretrain(other, "titans", 0)
     assert read_record(other, "titans").run["resumed_from_step"] == 0
     assert checkpointed_steps(study, "titans") == []
 
@@ -148,18 +148,18 @@ def test_a_checkpoint_of_other_bases_is_refused(make_study: MakeStudy, monkeypat
     study = make_study()
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         stop_after(patch, 6, lambda: os.kill(os.getpid(), signal.SIGTERM))
-        pretrain(study, "titans")
+        pretrain(study, "titans", 0)
     manifest = Layout(study).genome_store("alpha") / "manifest.json"
     manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"sequence_sha256": "f" * 64}))
     with pytest.raises(GenomemError, match="made from other bases"):
-        pretrain(study, "titans")
+        pretrain(study, "titans", 0)
 
 
 def test_neither_dropout_nor_batches_repeat_from_step_to_step(make_study: MakeStudy) -> None:
-    study = make_study()
+    study = make_study(pretrain={"seeds": [0, 1]})
     dropout, batches = [], []
     for seed in (0, 1):
-        run = Pretraining(study.model_copy(update={"pretrain": study.pretrain.model_copy(update={"seed": seed})}), "titans")
+        run = Pretraining(study, "titans", seed)
         for step in range(3):
             run._step(step)
             dropout.append(torch.initial_seed())
@@ -173,7 +173,7 @@ def test_accumulation_changes_nothing_but_rounding(make_study: MakeStudy) -> Non
     for accumulation in (1, 2, 4):
         section = study.pretrain.model_copy(update={"accumulation": accumulation})
         part = in_folder(study, f"accumulation-{accumulation}").model_copy(update={"pretrain": section})
-        pretrain(part, "titans")
+        pretrain(part, "titans", 0)
         runs.append(read_weights(part, "titans"))
     for other in runs[1:]:
         for name, tensor in runs[0].items():
@@ -185,27 +185,38 @@ def test_it_learns(make_study: MakeStudy) -> None:
     for name in study.genomes:
         store = Layout(study).genome_store(name) / "bases.u8"
         store.write_bytes((b"ACGTTGCA" * 500)[: store.stat().st_size])
-    pretrain(study, "attention")
+    pretrain(study, "attention", 0)
     log = read_log(study, "attention")
     assert log[-1]["validation_bits"] < 1.0
     assert log[0]["train_bits"] > log[-2]["train_bits"]
 
 
 def test_the_seed_decides_the_weights(make_study: MakeStudy) -> None:
-    study = make_study(pretrain={"steps": 2})
+    study = make_study(pretrain={"steps": 2, "seeds": [0, 4]})
     digests = []
-    for name, seed in (("one", 0), ("two", 0), ("three", 1)):
-        part = in_folder(study, name).model_copy(update={"pretrain": study.pretrain.model_copy(update={"seed": seed})})
-        pretrain(part, "titans")
-        digests.append(read_record(part, "titans").result["weights_sha256"])
+    for part, seed in ((study, 0), (in_folder(study, "again"), 0), (study, 4)):
+        pretrain(part, "titans", seed)
+        record = read_record(part, "titans", seed)
+        assert record.keys == {"model": "titans", "seed": seed}
+        digests.append(record.result["weights_sha256"])
     assert digests[0] == digests[1] != digests[2]
+
+
+def test_a_run_does_not_depend_on_the_other_seeds_of_the_study(make_study: MakeStudy) -> None:
+    study = make_study(pretrain={"steps": 2, "seeds": [3]})
+    more = in_folder(study, "more").model_copy(update={"pretrain": study.pretrain.model_copy(update={"seeds": (0, 3)})})
+    for part in (study, more):
+        pretrain(part, "titans", 3)
+    assert read_record(study, "titans", 3).digest == read_record(more, "titans", 3).digest
+    assert read_record(study, "titans", 3).result == read_record(more, "titans", 3).result
+    assert not Layout(more).pretrained("titans", 0).exists()
 
 
 def test_a_loss_that_is_not_finite(make_study: MakeStudy) -> None:
     study = make_study(pretrain={"learning_rate": 1e30, "gradient_clip": 1e30, "warmup_steps": 0})
     with pytest.raises(GenomemError, match=r"not finite at step \d+; lower pretrain.learning_rate \(1e\+30\)"):
-        pretrain(study, "titans")
-    assert not Layout(study).pretrained("titans").exists()
+        pretrain(study, "titans", 0)
+    assert not Layout(study).pretrained("titans", 0).exists()
 
 
 @pytest.mark.parametrize(
@@ -223,7 +234,7 @@ def test_settings_that_do_not_fit_the_data_are_refused_before_the_first_step(
     study = make_study(pretrain=changes)
     stop_after(monkeypatch, 0, lambda: pytest.fail("a step was taken"))
     with pytest.raises(GenomemError, match=words):
-        pretrain(study, "titans")
+        pretrain(study, "titans", 0)
 
 
 def test_a_results_path_that_is_a_file_is_refused_before_the_first_step(make_study: MakeStudy, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -231,34 +242,34 @@ def test_a_results_path_that_is_a_file_is_refused_before_the_first_step(make_stu
     (Layout(study).results / "pretrain").write_text("in the way")
     stop_after(monkeypatch, 0, lambda: pytest.fail("a step was taken"))
     with pytest.raises(GenomemError, match="pretrain: is a file, but a folder is needed"):
-        pretrain(study, "titans")
+        pretrain(study, "titans", 0)
 
 
 def test_missing_stores(make_study: MakeStudy, tmp_path: Path) -> None:
     study = make_study().model_copy(update={"results": tmp_path / "nothing"})
     with pytest.raises(GenomemError, match=r"manifest\.json: no such file"):
-        pretrain(study, "titans")
+        pretrain(study, "titans", 0)
 
 
 def test_a_store_of_another_version_of_the_study(make_study: MakeStudy) -> None:
     study = make_study()
     other = study.genomes["alpha"].model_copy(update={"test": ("chr2",)})
     with pytest.raises(GenomemError) as refusal:
-        pretrain(study.model_copy(update={"genomes": study.genomes | {"alpha": other}}), "titans")
+        pretrain(study.model_copy(update={"genomes": study.genomes | {"alpha": other}}), "titans", 0)
     store = Layout(study).genome_store("alpha")
     assert str(refusal.value) == f"{store}: made for another version of the study; run `genomem tokenize STUDY --genome alpha` again"
-    assert not Layout(study).pretrained("titans").exists()
+    assert not Layout(study).pretrained("titans", 0).exists()
 
 
 def test_bfloat16(make_study: MakeStudy, fresh_accelerator: None) -> None:
     study = make_study(pretrain={"precision": "bfloat16", "steps": 3})
-    pretrain(study, "titans")
+    pretrain(study, "titans", 0)
     assert all(x.dtype == torch.float32 for x in read_weights(study, "titans").values())
     assert 1.5 < read_record(study, "titans").result["final_validation_bits"] < 3
 
 
 def test_validation_reads_the_second_half_of_held_out_windows(make_study: MakeStudy, monkeypatch: pytest.MonkeyPatch) -> None:
-    run = Pretraining(make_study(), "titans")
+    run = Pretraining(make_study(), "titans", 0)
     windows = run.validation
     assert windows.shape[1] == 33
     held_out = [genome.bases("chr3").tobytes() for genome in run.genomes.values()]
@@ -273,7 +284,7 @@ def test_validation_reads_the_second_half_of_held_out_windows(make_study: MakeSt
 def test_two_processes_equal_one(make_study: MakeStudy, study_file: Callable[[Study], Path], model: str) -> None:
     study = make_study(models={"titans": {"dropout": 0.0}, "both_ways": BOTH_WAYS | {"dropout": 0.0}}, pretrain={"steps": 6})
     one, two = in_folder(study, "one"), in_folder(study, "two")
-    pretrain(one, model)
+    pretrain(one, model, 0)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     command += ["-m", "genomem", "pretrain", str(study_file(two)), "--model", model]
     root = Path(module.__file__).parents[2]
@@ -291,7 +302,7 @@ def test_two_processes_equal_one(make_study: MakeStudy, study_file: Callable[[St
 def test_a_masked_run_records_scores_under_names_of_their_own(make_study: MakeStudy, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "LOG_EVERY", 6)
     study = make_study(models={"both_ways": BOTH_WAYS})
-    pretrain(study, "both_ways")
+    pretrain(study, "both_ways", 0)
     result, log = read_record(study, "both_ways").result, read_log(study, "both_ways")
     assert [row["step"] for row in log if "masked_train_bits" in row] == [6, 12]
     validations = [row["masked_validation_bits"] for row in log if "masked_validation_bits" in row]
@@ -308,11 +319,11 @@ def test_a_masked_run_records_scores_under_names_of_their_own(make_study: MakeSt
 def test_a_stopped_masked_run_goes_on_to_the_same_bits(make_study: MakeStudy, monkeypatch: pytest.MonkeyPatch) -> None:
     study = make_study(models={"both_ways": BOTH_WAYS})
     whole = in_folder(study, "whole")
-    pretrain(whole, "both_ways")
+    pretrain(whole, "both_ways", 0)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         stop_after(patch, 6, lambda: os.kill(os.getpid(), signal.SIGTERM))
-        pretrain(study, "both_ways")
-    pretrain(study, "both_ways")
+        pretrain(study, "both_ways", 0)
+    pretrain(study, "both_ways", 0)
     assert read_record(study, "both_ways").run["resumed_from_step"] == 7
     assert read_record(study, "both_ways").result == read_record(whole, "both_ways").result
     assert read_log(study, "both_ways") == read_log(whole, "both_ways")
@@ -320,7 +331,7 @@ def test_a_stopped_masked_run_goes_on_to_the_same_bits(make_study: MakeStudy, mo
 
 def test_a_masked_batch_is_a_function_of_seed_and_step_and_is_shared_out_as_it_is(make_study: MakeStudy) -> None:
     study = make_study(models={"both_ways": BOTH_WAYS}, pretrain={"repeat_weight": 1.0})
-    run = Pretraining(study, "both_ways")
+    run = Pretraining(study, "both_ways", 0)
     batch = run._batch(3)
     windows = run.sampler.windows(3)[:, :-1]
     hidden = (batch.tokens == tokenizer.MASK).numpy()
@@ -333,10 +344,10 @@ def test_a_masked_batch_is_a_function_of_seed_and_step_and_is_shared_out_as_it_i
     for parts in (1, 2, 4):
         for key in ("tokens", "targets", "weights"):
             assert torch.equal(torch.cat([getattr(batch.part(i, parts), key) for i in range(parts)]), getattr(batch, key))
-    assert torch.equal(Pretraining(study, "both_ways")._batch(3).tokens, batch.tokens)
+    assert torch.equal(Pretraining(study, "both_ways", 0)._batch(3).tokens, batch.tokens)
     assert not torch.equal(run._batch(4).tokens == tokenizer.MASK, batch.tokens == tokenizer.MASK)
     section = study.pretrain.model_copy(update={"mask_fraction": 0.5})
-    more = Pretraining(study.model_copy(update={"pretrain": section}), "both_ways")._batch(3)
+    more = Pretraining(study.model_copy(update={"pretrain": section}), "both_ways", 0)._batch(3)
     assert (more.weights.sum(1) > 2 * batch.weights.sum(1)).all()
 
 
@@ -346,8 +357,8 @@ def test_masks_of_validation_are_fixed_and_shared_out_as_they_are(make_study: Ma
     scores = []
     for accumulation in (1, 2, 4):
         for seed in (0, 1):
-            section = study.pretrain.model_copy(update={"accumulation": accumulation, "seed": seed})
-            run = Pretraining(study.model_copy(update={"pretrain": section}), "both_ways")
+            section = study.pretrain.model_copy(update={"accumulation": accumulation, "seeds": (0, 1)})
+            run = Pretraining(study.model_copy(update={"pretrain": section}), "both_ways", seed)
             torch.nn.init.zeros_(run.bare_model.head.weight)
             read = seen.setdefault(len(seen), [])
             score = module.masked_bits_per_base

@@ -39,6 +39,7 @@ TINY_STUDY: dict[str, Any] = {
         "markov_orders": [0, 1, 2],
         "backoff_orders": [4, 8],
         "kmer_sizes": [1, 2],
+        "recall": {"repeat_bp": 64, "gaps_bp": [0, 50, 200], "lead_bp": 8, "samples": 4},
         "bootstrap_samples": 20,
     },
 }

@@ -45,6 +45,7 @@ def test_dry_run_writes_nothing(workflow):
         "finetune": 4,
         "evaluate_markov": 1,
         "evaluate_language": 1,
+        "evaluate_recall": 1,
         "evaluate_controls": 1,
         "evaluate_classification": 2,
         "report": 1,
@@ -65,7 +66,56 @@ def test_a_bidirectional_model_has_no_row_of_bits_per_base(workflow):
     workflow.write_study(models={"both_ways": both_ways})
     alone = workflow.jobs("--configfile", "study.yaml")
     assert alone["pretrain"] == 1
-    assert not {"evaluate_markov", "evaluate_language"} & set(alone)
+    assert not {"evaluate_markov", "evaluate_language", "evaluate_recall"} & set(alone)
+
+
+def test_recall_runs_for_every_language_model_where_the_study_asks_for_it(workflow):
+    models = {**workflow.study["models"], "attention": {"dim": 16, "layers": [{"mixer": "attention", "heads": 2, "window": 64}]}}
+    workflow.write_study(models=models)
+    assert workflow.jobs("--configfile", "study.yaml")["evaluate_recall"] == 2
+    alone = workflow.jobs("--configfile", "study.yaml", "--", "results/tiny/evaluate/recall/titans.json")
+    assert alone == {"simulate": 1, "tokenize_genome": 2, "pretrain": 1, "evaluate_recall": 1}
+    workflow.write_study(models=models, evaluate={**workflow.study["evaluate"], "recall": None})
+    assert "evaluate_recall" not in workflow.jobs("--configfile", "study.yaml")
+
+
+def test_every_pretraining_seed_is_a_job_and_fine_tuning_starts_from_its_own_seed_or_the_first(workflow):
+    workflow.write_study(seeds=[0, 1, 2], pretrain={**workflow.study["pretrain"], "seeds": [5, 1]})
+    planned = workflow.jobs("--configfile", "study.yaml")
+    assert (planned["pretrain"], planned["finetune"], planned["evaluate_language"]) == (2, 6, 1)
+    run = workflow.snakemake("--dry-run", "--printshellcmds", "--configfile", "study.yaml")
+    for seed in (5, 1):
+        assert f"genomem pretrain results/tiny/study.yaml --model titans --seed {seed} " in run.stdout
+    starts = {}
+    for seed in (0, 1, 2):
+        target = f"results/tiny/finetune/promoters/titans/seed-{seed}/record.json"
+        alone = workflow.snakemake("--dry-run", "--printshellcmds", "--configfile", "study.yaml", "--", target).stdout
+        starts[seed] = re.findall(r"--model titans --seed (\d) ", alone)
+    assert starts == {0: ["5"], 1: ["1"], 2: ["5"]}
+
+
+@pytest.mark.parametrize("target", ["pretrain/titans/seed-0/record.json", "finetune/promoters/titans/seed-5/record.json"])
+def test_a_seed_of_the_other_list_has_no_rule(workflow, target: str):
+    workflow.write_study(seeds=[0], pretrain={**workflow.study["pretrain"], "seeds": [5]})
+    run = workflow.snakemake("--dry-run", "--configfile", "study.yaml", "--", f"results/tiny/{target}")
+    assert run.returncode == 1
+    assert "MissingRuleException" in run.stdout
+
+
+def test_models_are_compared_where_there_is_a_baseline_and_another_language_model(workflow):
+    compare = {"evaluate": {**workflow.study["evaluate"], "baseline": "titans"}}
+    workflow.write_study(**compare)
+    assert "evaluate_comparison" not in workflow.jobs("--configfile", "study.yaml")
+    models = {**workflow.study["models"], "attention": {"dim": 16, "layers": [{"mixer": "attention", "heads": 2, "window": 64}]}}
+    workflow.write_study(models=models)
+    assert "evaluate_comparison" not in workflow.jobs("--configfile", "study.yaml")
+    workflow.write_study(models=models, **compare)
+    assert workflow.jobs("--configfile", "study.yaml")["evaluate_comparison"] == 1
+    target = "results/tiny/evaluate/comparison.json"
+    alone = workflow.jobs("--configfile", "study.yaml", "--", target)
+    assert (alone["evaluate_comparison"], alone["evaluate_language"], alone["pretrain"]) == (1, 2, 2)
+    lint = workflow.snakemake("--lint", "--configfile", "study.yaml")
+    assert lint.returncode == 0, lint.stdout
 
 
 def test_study_without_pretraining_needs_no_genome(workflow):
@@ -97,7 +147,7 @@ def test_names_are_not_patterns(workflow):
 
 def test_several_processes_run_under_torchrun(workflow):
     run = workflow.snakemake("-n", "--printshellcmds", "--configfile", "study.yaml", "--set-resources", "pretrain:processes=2")
-    assert "torchrun --standalone --nproc-per-node 2 -m genomem pretrain results/tiny/study.yaml --model titans " in run.stdout
+    assert "torchrun --standalone --nproc-per-node 2 -m genomem pretrain results/tiny/study.yaml --model titans --seed 0 " in run.stdout
     assert "Shell command: genomem finetune results/tiny/study.yaml --model titans " in run.stdout
 
 

@@ -27,10 +27,12 @@ def test_leaves_a_report_and_its_records(finished):
     assert "<html" in (results / "report.html").read_text(encoding="utf-8")
     assert json.loads((results / "report.json").read_text(encoding="utf-8"))
     assert yaml.safe_load((results / "study.yaml").read_text(encoding="utf-8"))["pretrain"]["steps"] == finished.study["pretrain"]["steps"]
-    record = json.loads((results / "pretrain/titans/record.json").read_text(encoding="utf-8"))
+    record = json.loads((results / "pretrain/titans/seed-0/record.json").read_text(encoding="utf-8"))
     assert record["result"]["steps"] == finished.study["pretrain"]["steps"]
     seeds = json.loads((results / "evaluate/classification/promoters/cnn.json").read_text(encoding="utf-8"))["result"]["seeds"]
     assert [row["seed"] for row in seeds] == finished.study["seeds"]
+    gaps = json.loads((results / "evaluate/recall/titans.json").read_text(encoding="utf-8"))["result"]["gaps"]
+    assert [gap["distance_bp"] for gap in gaps] == [64, 114, 264]
 
 
 def test_a_causal_and_a_bidirectional_model_run_through(workflow):
@@ -50,7 +52,7 @@ def test_a_causal_and_a_bidirectional_model_run_through(workflow):
 
 
 def test_logs_keep_what_a_verb_said(finished):
-    log = finished.path / "results/tiny/logs/pretrain/titans.log"
+    log = finished.path / "results/tiny/logs/pretrain/titans/seed-0.log"
     assert "pretrain titans" in log.read_text(encoding="utf-8")
 
 
@@ -66,6 +68,7 @@ def test_an_evaluation_key_reruns_the_evaluations_that_read_it_and_the_report(fi
     # The Markov models have no intervals.
     assert finished.jobs("--configfile", "study.yaml", "--config", "evaluate={bootstrap_samples: 30}") == {
         "evaluate_language": 1,
+        "evaluate_recall": 1,
         "evaluate_controls": 1,
         "evaluate_classification": 2,
         "report": 1,
@@ -77,6 +80,7 @@ def test_a_new_model_runs_that_model_only(finished):
     assert finished.jobs("--configfile", "more.yaml") == {
         "pretrain": 1,
         "evaluate_language": 1,
+        "evaluate_recall": 1,
         "finetune": 2,
         "evaluate_classification": 1,
         "report": 1,
@@ -86,6 +90,24 @@ def test_a_new_model_runs_that_model_only(finished):
 def test_a_new_seed_runs_that_seed_only(finished):
     planned = finished.jobs("--configfile", "study.yaml", "--config", "seeds=[0,1,2]")
     assert planned == {"finetune": 2, "evaluate_classification": 2, "report": 1}
+
+
+def test_a_new_pretraining_seed_runs_that_seed_and_what_starts_from_it(finished):
+    pretrain = {**finished.study["pretrain"], "seeds": [0, 1]}
+    finished.write_study("reseeded.yaml", pretrain=pretrain)
+    assert finished.jobs("--configfile", "reseeded.yaml") == {
+        "pretrain": 1,
+        "finetune": 1,
+        "evaluate_language": 1,
+        "evaluate_recall": 1,
+        "evaluate_classification": 1,
+        "report": 1,
+    }
+
+
+def test_a_recall_key_reruns_recall_and_the_report(finished):
+    planned = finished.jobs("--configfile", "study.yaml", "--config", "evaluate={recall: {samples: 5}}")
+    assert planned == {"evaluate_recall": 1, "report": 1}
 
 
 def test_a_fine_tuning_key_leaves_pretraining_alone(finished):

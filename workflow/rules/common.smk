@@ -54,6 +54,8 @@ def keys_of(wildcards):
         keys["genome"] = GENOME_FILES[wildcards.genome_file]
     if "benchmark_directory" in wildcards.keys():
         keys["dataset"] = BENCHMARK_DIRECTORIES[wildcards.benchmark_directory]
+    if "seed" in keys:
+        keys["seed"] = int(keys["seed"])
     return keys
 
 
@@ -75,6 +77,14 @@ def trained(folder):
     """The files that every training job leaves, weights first."""
     names = ("model.safetensors", "model.json", "metrics.jsonl", "record.json")
     return [folder / name for name in names]
+
+
+def start_of_finetuning(wildcards):
+    """The weights that a fine-tuning job goes on from; none where the model starts from scratch."""
+    if not study.models[wildcards.model].pretrain:
+        return []
+    seed = study.pretraining_seed(int(wildcards.seed))
+    return trained(layout.pretrained(wildcards.model, seed))[:2]
 
 
 def origins():
@@ -100,7 +110,7 @@ def launcher(processes):
     return "genomem"
 
 
-KEYS = ("genome", "dataset", "model")
+KEYS = ("genome", "dataset", "model", "seed")
 try:
     study = read_study()
     layout = Layout(study)

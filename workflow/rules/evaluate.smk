@@ -27,15 +27,16 @@ rule evaluate_markov:
 rule evaluate_language:
     input:
         stores=GENOME_STORES,
-        model=trained(layout.pretrained("{model}"))[:2],
+        models=[file for seed in study.pretrain.seeds for file in trained(layout.pretrained("{model}", seed))[:2]],
         markov=rules.evaluate_markov.output,
     output:
-        report(
+        record=report(
             layout.language("{model}"),
             caption="../report/language.rst",
             category="Held-out chromosomes",
             labels={"model": "{model}"},
         ),
+        blocks=layout.language_blocks("{model}"),
     log:
         layout.log("evaluate/language/{model}"),
     conda:
@@ -52,6 +53,65 @@ rule evaluate_language:
         "Score the held-out chromosomes with {wildcards.model}"
     shell:
         "genomem evaluate language {params.study} --model {wildcards.model} 2>&1 | (trap '' INT TERM; tee {log})"
+
+
+if study.compared_models:
+
+    rule evaluate_comparison:
+        input:
+            records=[layout.language(model) for model in study.language_models],
+            blocks=[layout.language_blocks(model) for model in study.language_models],
+        output:
+            report(
+                layout.comparison,
+                caption="../report/comparison.rst",
+                category="Held-out chromosomes",
+                labels={"model": "differences from the baseline"},
+            ),
+        log:
+            layout.log("evaluate/comparison"),
+        conda:
+            "../../envs/cpu.yaml"
+        threads: 1
+        resources:
+            mem_mb=4000,
+            runtime=60,
+        params:
+            study=resolved_study,
+            digest=digest("evaluate_comparison"),
+        message:
+            "Compare the language models with the baseline"
+        shell:
+            "genomem evaluate comparison {params.study} 2>&1 | (trap '' INT TERM; tee {log})"
+
+
+rule evaluate_recall:
+    input:
+        stores=GENOME_STORES,
+        models=[file for seed in study.pretrain.seeds for file in trained(layout.pretrained("{model}", seed))[:2]],
+    output:
+        report(
+            layout.recall("{model}"),
+            caption="../report/recall.rst",
+            category="Held-out chromosomes",
+            labels={"model": "{model}, recall of a repeat"},
+        ),
+    log:
+        layout.log("evaluate/recall/{model}"),
+    conda:
+        "../../envs/cpu.yaml"
+    threads: 1
+    resources:
+        mem_mb=8000,
+        runtime=120,
+        gpu=0,
+    params:
+        study=resolved_study,
+        digest=digest("evaluate_recall"),
+    message:
+        "Recall of a repeat by {wildcards.model}"
+    shell:
+        "genomem evaluate recall {params.study} --model {wildcards.model} 2>&1 | (trap '' INT TERM; tee {log})"
 
 
 rule evaluate_controls:

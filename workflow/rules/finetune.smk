@@ -4,11 +4,13 @@
 rule finetune:
     input:
         benchmark=benchmark_store("{dataset}"),
-        pretrained=lambda wildcards: (trained(layout.pretrained(wildcards.model))[:2] if study.models[wildcards.model].pretrain else []),
+        pretrained=start_of_finetuning,
     output:
         trained(layout.finetuned("{dataset}", "{model}", "{seed}")),
     log:
         layout.log("finetune/{dataset}/{model}/seed-{seed}"),
+    wildcard_constraints:
+        seed=one_of(study.seeds),
     conda:
         "../../envs/cpu.yaml"
     threads: 1

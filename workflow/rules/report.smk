@@ -5,9 +5,16 @@ rule report:
     input:
         origins=origins(),
         manifests=manifests(),
-        pretrained=[file for model in study.pretrained_models for file in trained(layout.pretrained(model))[2:]],
+        pretrained=[
+            file
+            for model in study.pretrained_models
+            for seed in study.pretrain.seeds
+            for file in trained(layout.pretrained(model, seed))[2:]
+        ],
         language=[layout.language(model) for model in study.language_models],
         markov=layout.markov if study.language_models else [],
+        comparison=layout.comparison if study.compared_models else [],
+        recall=[layout.recall(model) for model in study.recall_models],
         finetuned=[
             file
             for dataset in study.benchmarks
