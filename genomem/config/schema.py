@@ -337,7 +337,7 @@ class Evaluate(Section):
 
 
 class Study(Section):
-    """A whole experiment. `load_study` reads one; `config/` holds three."""
+    """A whole experiment. `load_study` reads one; `config/` holds examples."""
 
     name: Name
     description: str = ""

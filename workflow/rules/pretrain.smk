@@ -29,4 +29,4 @@ rule pretrain:
     message:
         "Pretrain {wildcards.model}, seed {wildcards.seed}"
     shell:
-        "{params.run} pretrain {params.study} --model {wildcards.model} --seed {wildcards.seed}" " 2>&1 | (trap '' INT TERM; tee {log})"
+        "{params.run} pretrain {params.study} --model {wildcards.model} --seed {wildcards.seed} 2>&1 | (trap '' INT TERM; tee {log})"
