@@ -42,6 +42,8 @@ State = tuple[Tensor, Tensor | None] | BlockState
 MaybeState = tuple[Tensor | None, Tensor | None] | BlockState | None
 
 
+# A compiler that traces the chunks takes minutes and gains nothing: it leaves the operation as it is.
+@torch.compiler.disable
 def chunked_linear_memory(
     query: Tensor,
     key: Tensor,

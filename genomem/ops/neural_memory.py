@@ -29,19 +29,22 @@ How the tokens of a block are computed stands in `genomem.ops.neural_memory_bloc
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
-from genomem.ops.neural_memory_block import Memory, Rule, Tokens, Weights, advance
-from genomem.ops.ragged import Blocks, cut_into_blocks, take_slots
+from genomem.ops.neural_memory_block import Memory, Rule, Tokens, Weights
+from genomem.ops.neural_memory_layout import Layout, TokenGates, by_chunk, by_token, lay_back, lay_out
+from genomem.ops.neural_memory_span import Plan, span
+from genomem.ops.ragged import cut_into_blocks
 
 # Longer gradient blocks are computed in chunks of so many tokens; a choice of speed, not of the result.
 _CHUNK_TOKENS = 64
+
+# The backward pass keeps the state every so many chunks and makes those between again.
+_SPAN_CHUNKS = 4
 
 
 class NeuralMemoryState(NamedTuple):
@@ -63,6 +66,8 @@ class NeuralMemoryState(NamedTuple):
 State = tuple[Weights, Weights | None, Weights, Tensor] | tuple[Weights, Weights | None]
 
 
+# A compiler that traces the chunks takes minutes and gains nothing: it leaves the operation as it is.
+@torch.compiler.disable
 def chunked_neural_memory(
     query: Tensor,
     key: Tensor,
@@ -108,16 +113,10 @@ def chunked_neural_memory(
     rule = _rule(key, value, weights, gain, gradient_block, residual, read)
     memory, fresh, position = _begin(key, weights, gain, momentum, state)
     real = torch.ones(key.shape[:2], dtype=torch.bool, device=key.device) if mask is None else mask
-    layout = _by_chunk(cut_into_blocks(real, reset, position, gradient_block), real, gradient_block)
-    with torch.autocast(key.device.type, enabled=False):
-        steps = _steps(layout, query, key, value, step_size, momentum, forget)
-        group = max(1, math.isqrt(len(steps)))
-        outputs: list[Tensor] = []
-        for first in range(0, len(steps), group):
-            part = steps[first : first + group]
-            read_here, memory = checkpoint(_scan, part, memory, fresh, rule, use_reentrant=False, preserve_rng_state=False)
-            outputs += read_here
-    return _lay_back(outputs, layout, query, value), _state(memory, key.shape[0], layout.position, rule)
+    blocks = cut_into_blocks(real, reset, position, gradient_block)
+    layout = by_chunk(blocks, real, gradient_block, _CHUNK_TOKENS, _SPAN_CHUNKS)
+    output, memory = _scan(layout, Tokens(query, key, value), (step_size, momentum, forget), memory, fresh, rule)
+    return output, _state(memory, key.shape[0], layout.position, rule)
 
 
 def recurrent_neural_memory(
@@ -141,10 +140,9 @@ def recurrent_neural_memory(
     rule = _rule(key, value, weights, gain, gradient_block, residual, read)
     memory, fresh, position = _begin(key, weights, gain, momentum, state)
     real = torch.ones(key.shape[:2], dtype=torch.bool, device=key.device) if mask is None else mask
-    layout = _by_token(cut_into_blocks(real, reset, position, gradient_block), real, reset, gradient_block)
-    with torch.autocast(key.device.type, enabled=False):
-        outputs, memory = _scan(_steps(layout, query, key, value, step_size, momentum, forget), memory, fresh, rule)
-    return _lay_back(outputs, layout, query, value), _state(memory, key.shape[0], layout.position, rule)
+    layout = by_token(cut_into_blocks(real, reset, position, gradient_block), real, reset, gradient_block, _SPAN_CHUNKS)
+    output, memory = _scan(layout, Tokens(query, key, value), (step_size, momentum, forget), memory, fresh, rule)
+    return output, _state(memory, key.shape[0], layout.position, rule)
 
 
 def _rule(key: Tensor, value: Tensor, weights: Weights, gain: Tensor | None, gradient_block: int, residual: bool, read: str) -> Rule:
@@ -156,151 +154,53 @@ def _rule(key: Tensor, value: Tensor, weights: Weights, gain: Tensor | None, gra
         raise ValueError("weights is empty; the memory needs at least one matrix")
     if residual and key.shape[-1] != value.shape[-1]:
         raise ValueError(f"residual needs keys as wide as values; they are {key.shape[-1]} and {value.shape[-1]} wide")
-    return Rule(gain is not None, residual, int(read == "before"))
+    turned = (*(matrix.shape[-2] > matrix.shape[-1] for matrix in weights), *([] if gain is None else [False]))
+    return Rule(gain is not None, residual, int(read == "before"), turned)
 
 
 def _begin(
     key: Tensor, weights: Weights, gain: Tensor | None, momentum: Tensor | None, state: State | None
-) -> tuple[Memory, Memory, Tensor]:
-    """Returns the memory before the first token, the memory of a fresh start, and the position in the open block."""
+) -> tuple[Memory, Weights, Tensor]:
+    """Returns the memory before the first token, M of a fresh start, and the position in the open block."""
     dtype = torch.promote_types(key.dtype, torch.float32)
     fast = weights if gain is None else (*weights, gain)
     # A copy for each row: what is carried over must not change with the learnt weights.
-    initial = _fold(tuple(torch.stack([part] * key.shape[0]) for part in fast), dtype)
-    zeros = tuple(torch.zeros_like(part) for part in initial)
+    fresh = _fold(tuple(torch.stack([part] * key.shape[0]) for part in fast), dtype)
+    current, surprise, block_weights = fresh, None, fresh
     position = torch.zeros(key.shape[0], dtype=torch.int64, device=key.device)
-
-    def stacked(current: Weights, surprise: Weights) -> Weights:
-        return current if momentum is None else tuple(torch.cat(parts, dim=1) for parts in zip(current, surprise, strict=True))
-
-    fresh = Memory(stacked(initial, zeros), initial)
-    if state is None:
-        return fresh, fresh, position
-    current = block_weights = _fold(state[0], dtype)
-    if len(state) == 4:
+    if state is not None:
+        current = block_weights = _fold(state[0], dtype)
+        surprise = None if state[1] is None else _fold(state[1], dtype)
+    if state is not None and len(state) == 4:
         block_weights, position = _fold(state[2], dtype), state[3]
-    return Memory(stacked(current, zeros if state[1] is None else _fold(state[1], dtype)), block_weights), fresh, position
+    if momentum is not None:
+        surprise = tuple(map(torch.zeros_like, fresh)) if surprise is None else surprise
+        current = tuple(torch.cat(parts, dim=1) for parts in zip(current, surprise, strict=True))
+    return Memory(current, block_weights), fresh, position
 
 
 def _fold(weights: Weights, dtype: torch.dtype) -> Weights:
-    """``[B, H, in, out]`` to ``[B H, in, out]``, and a gain ``[B, H, V]`` to ``[B H, 1, V]``."""
-    return tuple((part if part.dim() == 4 else part[:, :, None]).to(dtype).flatten(0, 1) for part in weights)
+    """``[B, H, in, out]`` to ``[B H, narrow, wide]``, and a gain ``[B, H, V]`` to ``[B H, 1, V]``."""
+    folded = ((part if part.dim() == 4 else part[:, :, None]).to(dtype).flatten(0, 1) for part in weights)
+    return tuple(part.mT.contiguous() if part.shape[1] > part.shape[2] else part for part in folded)
+
+
+def _scan(layout: Layout, tokens: Tokens, gates: TokenGates, memory: Memory, fresh: Weights, rule: Rule) -> tuple[Tensor, Memory]:
+    """Goes through the spans; returns what the tokens read, ``[B, T, H, V]``, and the memory after them."""
+    with torch.autocast(tokens.key.device.type, enabled=False):
+        outputs = []
+        for chunks, laid in zip(layout.spans, lay_out(layout, tokens, gates), strict=True):
+            _, starts, begins = zip(*chunks, strict=True)
+            output, memory = span(Plan(rule, starts, begins), *laid, memory, fresh)
+            outputs.append(output)
+    return lay_back(outputs, layout, tokens.query, tokens.value), memory
 
 
 def _state(memory: Memory, batch: int, position: Tensor, rule: Rule) -> NeuralMemoryState:
     def unfold(folded: Sequence[Tensor]) -> Weights:
-        parts = tuple(part.unflatten(0, (batch, -1)) for part in folded)
+        turned = (part.mT if turned else part for part, turned in zip(folded, rule.turned, strict=True))
+        parts = tuple(part.unflatten(0, (batch, -1)) for part in turned)
         return (*parts[:-1], parts[-1][:, :, 0]) if rule.norm else parts
 
     halves = list(zip(*(part.split(start.shape[1], dim=1) for part, start in zip(*memory, strict=True)), strict=True))
     return NeuralMemoryState(unfold(halves[0]), unfold(halves[1]) if len(halves) == 2 else None, unfold(memory.block_weights), position)
-
-
-# The rows of a batch for which something holds: all, none, or those that are True in ``[B]``.
-_Rows = bool | Tensor
-
-
-class _Layout(NamedTuple):
-    """Which tokens are computed together, chunk by chunk.
-
-    Attributes:
-        source: ``[B, slots]`` int64, the token in each slot; T where the slot is empty.
-        target: ``[B, T]`` int64, the slot of each token; the number of slots for padding.
-        sizes: Slots of each chunk.
-        starts: For each chunk, the rows where a document starts with it.
-        begins: For each chunk, the rows where a gradient block begins with it.
-        position: ``[B]`` int64, tokens in the open gradient block after the last token.
-    """
-
-    source: Tensor
-    target: Tensor
-    sizes: list[int]
-    starts: list[_Rows]
-    begins: list[_Rows]
-    position: Tensor
-
-
-def _by_chunk(blocks: Blocks, real: Tensor, gradient_block: int) -> _Layout:
-    """Lays out chunks that lie in one gradient block each; slots that are empty in all rows are left out."""
-    used = (blocks.source < real.shape[1]).any(0)
-    source, rank = blocks.source[:, used], used.cumsum(0) - 1
-    sizes: list[int] = []
-    starts: list[_Rows] = []
-    begins: list[_Rows] = []
-    per_block = used.unflatten(0, (-1, gradient_block)).sum(1).tolist()
-    for tokens, started, begun in zip(per_block, _rows(blocks.starts), _rows(blocks.begins), strict=True):
-        for first in range(0, tokens, _CHUNK_TOKENS):
-            sizes.append(min(_CHUNK_TOKENS, tokens - first))
-            starts.append(started if first == 0 else False)
-            begins.append(begun if first == 0 else False)
-    target = torch.where(real, rank[blocks.slot], source.shape[1])
-    return _Layout(source, target, sizes, starts, begins, blocks.position)
-
-
-def _by_token(blocks: Blocks, real: Tensor, reset: Tensor | None, gradient_block: int) -> _Layout:
-    """Lays out the tokens as they stand, each a chunk."""
-    tokens = real.shape[1]
-    place = torch.where(real, torch.arange(tokens, device=real.device), tokens)
-    starts = torch.zeros_like(real) if reset is None else reset & real
-    begins = real & (blocks.slot % gradient_block == 0)
-    return _Layout(place, place, [1] * tokens, _rows(starts), _rows(begins), blocks.position)
-
-
-def _rows(flags: Tensor) -> list[_Rows]:
-    """Returns for each column of ``[B, n]`` the rows where it is True."""
-    columns = zip(flags.unbind(1), flags.all(0).tolist(), flags.any(0).tolist(), strict=True)
-    return [column if some and not every else every for column, every, some in columns]
-
-
-# The tokens of a chunk, and the rows where a document and where a gradient block begins with it.
-_Step = tuple[Tokens, _Rows, _Rows]
-
-
-def _steps(
-    layout: _Layout, query: Tensor, key: Tensor, value: Tensor, step_size: Tensor, momentum: Tensor | None, forget: Tensor | None
-) -> list[_Step]:
-    """Brings the tokens into their chunks. An empty slot has step size 0 and momentum 1, forgets nothing, and adds no surprise."""
-    dtype = torch.promote_types(key.dtype, torch.float32)
-    query, key, value, step_size = (_lay_out(part, layout, dtype) for part in (query, key, value, step_size))
-    keep = None if forget is None else 1 - _lay_out(forget, layout, dtype)
-    real = None
-    if momentum is not None:
-        real = _lay_out(torch.ones_like(momentum), layout, dtype)
-        momentum = _lay_out(momentum, layout, dtype) + (1 - real)
-        real = None if bool(real.all()) else real
-    parts = (query, key, value, step_size, momentum, keep, real)
-    cut = ([None] * len(layout.sizes) if part is None else part.split(layout.sizes, dim=1) for part in parts)
-    tokens = (Tokens(*pieces) for pieces in zip(*cut, strict=True))
-    return list(zip(tokens, layout.starts, layout.begins, strict=True))
-
-
-def _lay_out(sequence: Tensor, layout: _Layout, dtype: torch.dtype) -> Tensor:
-    """``[B, T, H, X]``, or ``[B, T, H]`` as X = 1, to ``[B H, slots, X]``, zero in empty slots."""
-    sequence = sequence if sequence.dim() == 4 else sequence[..., None]
-    return take_slots(sequence.to(dtype), layout.source).transpose(1, 2).flatten(0, 1)
-
-
-def _lay_back(outputs: list[Tensor], layout: _Layout, query: Tensor, value: Tensor) -> Tensor:
-    batch, _, heads, width = value.shape
-    empty = query.new_zeros(batch * heads, 0, width)
-    slots = torch.cat([empty, *(output.to(query.dtype) for output in outputs)], dim=1)
-    return take_slots(slots.unflatten(0, (batch, heads)).transpose(1, 2), layout.target)
-
-
-def _scan(steps: list[_Step], memory: Memory, fresh: Memory, rule: Rule) -> tuple[list[Tensor], Memory]:
-    """Goes through the chunks; returns what each reads and the memory after the last."""
-    outputs = []
-    for tokens, starts, begins in steps:
-        state, block_weights = (_choose(starts, new, old) for new, old in zip(fresh, memory, strict=True))
-        now = tuple(part[:, : start.shape[1]] for part, start in zip(state, block_weights, strict=True))
-        output, memory = advance(tokens, Memory(state, _choose(begins, now, block_weights)), rule)
-        outputs.append(output)
-    return outputs, memory
-
-
-def _choose(rows: _Rows, new: Weights, old: Weights) -> Weights:
-    """Returns the weights of `new` in some rows of the batch, and of `old` in the others."""
-    if isinstance(rows, bool):
-        return new if rows else old
-    rows = rows.repeat_interleave(new[0].shape[0] // rows.shape[0])[:, None, None]
-    return tuple(torch.where(rows, first, second) for first, second in zip(new, old, strict=True))

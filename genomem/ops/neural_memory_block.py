@@ -1,33 +1,31 @@
 """A chunk of tokens of the deep Titans memory, inside one gradient block; `genomem.ops.neural_memory` defines the symbols.
 
-For C tokens with ``M, S`` the state before the first of them, and g_i the gradients at the weights at the start of their gradient block,
-the rule unrolls for every fast weight into ::
+With W the weights at the start of the gradient block, the keys make inputs x and errors e of each layer, from the first to the last and
+back ::
 
-    D_ti = product of (1 - alpha_j) over i < j <= t      b_t = the same over all j <= t
-    E_ti = product of eta_j over i < j <= t              p_t = the same over all j <= t
-    A = D E,  c = D p
-    M_t = b_t M + c_t S - sum_i A_ti theta_i g_i
-    S_t = p_t S - sum_i E_ti theta_i g_i
+    x_1 = k,  z_l = x_l W_l,  x_{l+1} = gelu(z_l)
+    e_L = v - z_L,  d_l = e_{l+1} W_{l+1}^T,  e_l = d_l gelu'(z_l)
 
-The gradient of a matrix is an outer product, ``g_i = -x_i^T e_i``, of what goes into the layer and what should have come out in addition.
-So a row h is read through the weights of its own token without making them, and no ``[C, in, out]`` is ever made::
+With `residual` the target is v - k, and with a gain e_L goes through the LayerNorm. The gradient of a matrix is minus the outer product of
+one token, ``x_i^T e_i``. So a row h is read through the weights of its own token without making them, and no ``[C, in, out]`` is ever made;
+A, b and c are the decays of `genomem.ops.neural_memory_decay` ::
 
-    h_t M_t = b_t (h_t M) + c_t (h_t S) + sum_i A_ti theta_i (h_t . x_i) e_i
+    a_t = h_t M_t = b_t (h_t M) + c_t (h_t S) + sum_i A_ti theta_i (h_t . x_i) e_i,    h of the next layer = gelu(a)
 
-The gain is a matrix with one row, whose input is 1. Decays are running products and never differences of logarithms, so that gates of zero
-are exact and so are their gradients.
+The gain is a matrix with one row, whose input is 1. A matrix lies with its narrower side first, and M on top of S: one product serves both,
+and what is weighted token by token is narrow.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from genomem.ops.autocast import full_precision
-from genomem.ops.chunks import running_products
+from genomem.ops.neural_memory_decay import Decay
 
 # That of `torch.nn.LayerNorm`.
 NORM_EPS = 1e-5
@@ -41,17 +39,13 @@ class Tokens(NamedTuple):
     query: Tensor  # [N, C, K]
     key: Tensor  # [N, C, K]
     value: Tensor  # [N, C, V]
-    step_size: Tensor  # theta [N, C, 1]
-    momentum: Tensor | None  # eta [N, C, 1]
-    keep: Tensor | None  # 1 - alpha [N, C, 1]
-    real: Tensor | None  # 1, or 0 in an empty slot [N, C, 1]
 
 
 class Memory(NamedTuple):
-    """Fast weights, layer by layer, and the gain last if there is one."""
+    """Fast weights, layer by layer, and the gain last if there is one; each with its narrower side first."""
 
-    state: Weights  # [M; S], [N, P in, out] with P = 2, or 1 without momentum
-    block_weights: Weights  # M at the start of the gradient block, [N, in, out]
+    state: Weights  # [M; S], [N, P narrow, wide] with P = 2, or M and P = 1 without momentum
+    block_weights: Weights  # W [N, narrow, wide]
 
 
 class Rule(NamedTuple):
@@ -60,171 +54,142 @@ class Rule(NamedTuple):
     norm: bool
     residual: bool
     lag: int
+    turned: tuple[bool, ...]  # for each fast weight, whether its narrower side is that of its output
 
 
-def advance(tokens: Tokens, memory: Memory, rule: Rule) -> tuple[Tensor, Memory]:
-    """Returns what the tokens read, ``[N, C, V]``, and the memory after them."""
-    decay = _decay(tokens, rule.lag)
-    inputs, errors = _learn(tokens.key, tokens.value, memory.block_weights, rule)
-    layers = list(zip(inputs, errors, memory.state, strict=True))
-    matrices = layers[:-1] if rule.norm else layers
-    output, state = _Layer.apply(tokens.query, *matrices[0], *decay)
-    states = [state]
-    for layer in matrices[1:]:
-        output, state = _Layer.apply(F.gelu(output), *layer, *decay)
-        states.append(state)
-    if rule.norm:
-        gain, state = _Layer.apply(inputs[-1], *layers[-1], *decay)
-        output = F.layer_norm(output, output.shape[-1:], eps=NORM_EPS) * gain
-        states.append(state)
-    return output + tokens.query if rule.residual else output, memory._replace(state=tuple(states))
+class Kept(NamedTuple):
+    """What a chunk keeps for its backward pass, layer by layer."""
+
+    sums: tuple[Tensor, ...]  # z [N, C, out]
+    scores: tuple[Tensor, ...]  # h x^T [N, C, C]
+    reads: tuple[Tensor, ...]  # a [N, C, out]; that of the last matrix only in front of a norm
+    asked: tuple[Tensor | None, ...]  # h [M | S] [N, C, P out], where the weights are turned
 
 
-def _learn(key: Tensor, value: Tensor, weights: Weights, rule: Rule) -> tuple[list[Tensor], list[Tensor]]:
-    """Returns x ``[N, C, in]`` and e ``[N, C, out]`` of each fast weight: minus the gradient of ``1/2 |M(k) - v|^2`` is ``x^T e``."""
-    matrices = weights[:-1] if rule.norm else weights
-    inputs, sums = [key], [_Product.apply(key, matrices[0])]
-    for matrix in matrices[1:]:
+class Written(NamedTuple):
+    """What the keys write, layer by layer; d and the slopes are those of all matrices but the last."""
+
+    inputs: list[Tensor]  # x [N, C, in]
+    errors: list[Tensor]  # e [N, C, out]
+    missed: list[Tensor]  # d [N, C, out]
+    slopes: list[Tensor]  # gelu'(z) [N, C, out]
+
+
+def advance(tokens: Tokens, decay: Decay, memory: Memory, rule: Rule) -> tuple[Tensor, Weights, Kept]:
+    """Returns what the tokens read, ``[N, C, V]``, the state after them, and what the backward pass needs."""
+    first, *others = matrices(memory, rule)
+    inputs, sums = [tokens.key], [torch.bmm(tokens.key, first)]
+    for matrix in others:
         inputs.append(F.gelu(sums[-1]))
-        sums.append(_Product.apply(inputs[-1], matrix))
-    target = value - key if rule.residual else value
-    missed, gain_error = target - sums[-1], None
+        sums.append(torch.bmm(inputs[-1], matrix))
+    written = _write(tokens, inputs, sums, memory, rule)
+    hidden = tokens.query
+    scores, reads, asked = list[Tensor](), list[Tensor](), list[Tensor | None]()
+    for level in range(len(sums)):
+        hidden = F.gelu(reads[-1]) if level else hidden
+        scores.append(torch.bmm(hidden, inputs[level].mT))
+        read, here = _read(hidden, scores[-1] * decay.weights, written.errors[level], memory.state[level], decay)
+        reads.append(read)
+        asked.append(here)
+    output = reads[-1]
     if rule.norm:
-        centred = sums[-1] - sums[-1].mean(-1, keepdim=True)
-        scale = (centred.square().mean(-1, keepdim=True) + NORM_EPS).rsqrt()
-        normed = centred * scale
-        missed = target - normed * weights[-1]
-        gain_error = missed * normed
-        missed = _norm_backward(missed * weights[-1], normed, scale)
-    errors = [missed]
-    for matrix, total in zip(matrices[:0:-1], sums[-2::-1], strict=True):
-        errors.append(torch.ops.aten.gelu_backward(_Product.apply(errors[-1], matrix.mT), total))
-    errors.reverse()
-    if gain_error is None:
-        return inputs, errors
-    return [*inputs, torch.ones_like(key[..., :1])], [*errors, gain_error]
+        output = norm(output)[0] * read_gain(written, memory, decay)
+    kept = Kept(tuple(sums), tuple(scores), tuple(reads if rule.norm else reads[:-1]), tuple(asked))
+    return output + tokens.query if rule.residual else output, store(written, memory.state, decay), kept
 
 
-def _norm_backward(grad: Tensor, normed: Tensor, scale: Tensor) -> Tensor:
-    return (grad - grad.mean(-1, keepdim=True) - normed * (grad * normed).mean(-1, keepdim=True)) * scale
+def written_again(tokens: Tokens, kept: Kept, memory: Memory, rule: Rule) -> Written:
+    """Returns what the tokens have written, from what was kept."""
+    return _write(tokens, [tokens.key, *map(F.gelu, kept.sums[:-1])], kept.sums, memory, rule)
 
 
-class _Product(torch.autograd.Function):
-    """`torch.bmm`, which autocast leaves alone also where the backward pass runs under it."""
-
-    @staticmethod
-    @full_precision
-    def forward(ctx, left, right):
-        ctx.save_for_backward(left, right)
-        return torch.bmm(left, right)
-
-    @staticmethod
-    @full_precision
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, grad):
-        left, right = ctx.saved_tensors
-        return torch.bmm(grad, right.mT), torch.bmm(left.mT, grad)
+def store(written: Written, state: Weights, decay: Decay) -> Weights:
+    """Returns the state after the tokens."""
+    after = []
+    for inputs, errors, old in zip(written.inputs, written.errors, state, strict=True):
+        narrow, wide = by_width(inputs, errors)
+        after.append(mix(decay.carried, old).baddbmm_(outer(narrow, decay.last).mT, wide))
+    return tuple(after)
 
 
-class _Layer(torch.autograd.Function):
-    """Reads the rows ``[N, C, in]`` through one fast weight; returns that, ``[N, C, out]``, and ``[M; S]`` after the last token."""
-
-    @staticmethod
-    @full_precision
-    def forward(ctx, hidden, inputs, errors, state, weights, inherited, last, carried):
-        scores = torch.bmm(hidden, inputs.mT)
-        output = torch.bmm(_outer(hidden, inherited), state).baddbmm_(scores * weights, errors)
-        ctx.save_for_backward(hidden, inputs, errors, state, weights, inherited, last, carried, scores)
-        return output, _mix(carried, state).baddbmm_(_outer(inputs, last).mT, errors)
-
-    @staticmethod
-    @full_precision
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, grad, grad_state):
-        hidden, inputs, errors, state, weights, inherited, last, carried, scores = ctx.saved_tensors
-        grad_errors = torch.bmm((scores * weights).mT, grad).baddbmm_(_outer(inputs, last), grad_state)
-        grad_before = _mix(carried.mT, grad_state).baddbmm_(_outer(hidden, inherited).mT, grad)
-        grad_carried = torch.bmm(_stacked(grad_state, carried), _stacked(state, carried).mT)
-        grad_weights = torch.bmm(grad, errors.mT)
-        grad_scores = grad_weights * weights
-        grad_hidden, grad_inherited = _outer_backward(torch.bmm(grad, state.mT), hidden, inherited)
-        grad_inputs, grad_last = _outer_backward(torch.bmm(errors, grad_state.mT), inputs, last)
-        grad_hidden.baddbmm_(grad_scores, inputs)
-        grad_inputs.baddbmm_(grad_scores.mT, hidden)
-        return grad_hidden, grad_inputs, grad_errors, grad_before, grad_weights.mul_(scores), grad_inherited, grad_last, grad_carried
+def matrices(memory: Memory, rule: Rule) -> list[Tensor]:
+    """Returns W of each layer as ``[N, in, out]``."""
+    count = len(rule.turned) - rule.norm
+    return [weights.mT if turned else weights for weights, turned in zip(memory.block_weights[:count], rule.turned, strict=False)]
 
 
-def _stacked(state: Tensor, carried: Tensor) -> Tensor:
-    """``[N, P in, out]`` to ``[N, P, in out]``."""
-    return state.unflatten(1, (carried.shape[1], -1)).flatten(2)
+def target(tokens: Tokens, rule: Rule) -> Tensor:
+    """Returns what the last matrix should give for the keys."""
+    return tokens.value - tokens.key if rule.residual else tokens.value
 
 
-def _mix(carried: Tensor, state: Tensor) -> Tensor:
-    """Mixes M and S of ``[M; S]`` as the matrices ``[N, P, P]`` say."""
-    return torch.bmm(carried, _stacked(state, carried)).view_as(state)
+def by_width(inputs: Tensor, outputs: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns the narrower and the wider of the rows on the two sides of a fast weight."""
+    return (outputs, inputs) if inputs.shape[-1] > outputs.shape[-1] else (inputs, outputs)
 
 
-def _outer(rows: Tensor, weights: Tensor) -> Tensor:
+def outer(rows: Tensor, weights: Tensor) -> Tensor:
     """Returns ``[N, C, P X]``: the rows ``[N, C, X]`` once for each of their P weights ``[N, C, P]``."""
     return (weights[..., None] * rows[:, :, None]).flatten(2)
 
 
-def _outer_backward(grad: Tensor, rows: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+def outer_backward(grad: Tensor, rows: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns the gradients of the rows and of the weights of `outer`."""
     parts = grad.unflatten(2, (weights.shape[2], -1))
     return (parts * weights[..., None]).sum(2), (parts * rows[:, :, None]).sum(3)
 
 
-class _Decay(NamedTuple):
-    """How the state before some tokens and the gradients of the tokens fade; P as in `Memory`."""
-
-    weights: Tensor  # A theta [N, C, C]: of gradient i in what token t reads
-    inherited: Tensor  # (b, c) [N, C, P]: of M and S in what token t reads
-    last: Tensor  # (A_C, E_C) theta [N, C, P]: of gradient i in M_C and S_C
-    carried: Tensor  # ((b_C, c_C), (0, p_C)) [N, P, P]: of M and S in M_C and S_C
+def mix(carried: Tensor, state: Tensor) -> Tensor:
+    """Mixes M and S of ``[M; S]`` as the matrices ``[N, P, P]`` say."""
+    return torch.bmm(carried, halves(state, carried)).view_as(state)
 
 
-def _decay(tokens: Tokens, lag: int) -> _Decay:
-    kept, from_memory = _RunningProducts.apply(torch.ones_like(tokens.step_size) if tokens.keep is None else tokens.keep)
-    if tokens.momentum is None:
-        weights = kept * tokens.step_size.mT
-        decay = _Decay(weights, from_memory, weights[:, -1, :, None], from_memory[:, -1:])
-    else:
-        fading, own = _RunningProducts.apply(tokens.momentum)
-        # An empty slot keeps M as it is: its S is not added.
-        surprise = torch.cat([fading, own], dim=2)
-        added = _Product.apply(kept, surprise if tokens.real is None else tokens.real * surprise)
-        weights, inherited = added[..., :-1] * tokens.step_size.mT, torch.cat([from_memory, added[..., -1:]], dim=2)
-        last = torch.stack([weights[:, -1], fading[:, -1] * tokens.step_size[..., 0]], dim=2)
-        decay = _Decay(weights, inherited, last, torch.stack([inherited[:, -1], F.pad(own[:, -1], (1, 0))], dim=1))
-    return _lagged(decay) if lag else decay
+def halves(state: Tensor, carried: Tensor) -> Tensor:
+    """``[N, P narrow, wide]`` to ``[N, P, narrow wide]``."""
+    return state.view(state.shape[0], carried.shape[1], -1)
 
 
-def _lagged(decay: _Decay) -> _Decay:
-    """Moves what is read one token down; what the first token reads is M itself."""
-    first = F.pad(torch.ones_like(decay.inherited[:, :1, :1]), (0, decay.inherited.shape[2] - 1))
-    inherited = torch.cat([first, decay.inherited[:, :-1]], dim=1)
-    return decay._replace(weights=F.pad(decay.weights[:, :-1], (0, 0, 1, 0)), inherited=inherited)
+def _write(tokens: Tokens, inputs: list[Tensor], sums: Sequence[Tensor], memory: Memory, rule: Rule) -> Written:
+    """Returns what the tokens write: minus the gradient of ``1/2 |M(k) - v|^2`` by a matrix is ``x^T e``."""
+    errors = list(last_errors(target(tokens, rule), sums[-1], memory.block_weights[-1], rule))
+    missed, slopes = list[Tensor](), list[Tensor]()
+    for matrix, total in zip(matrices(memory, rule)[:0:-1], sums[-2::-1], strict=True):
+        missed.insert(0, torch.bmm(errors[0], matrix.mT))
+        slopes.insert(0, torch.ops.aten.gelu_backward(total.new_ones(()).expand_as(total), total))
+        errors.insert(0, missed[0] * slopes[0])
+    return Written([*inputs, torch.ones_like(tokens.key[..., :1])] if rule.norm else inputs, errors, missed, slopes)
 
 
-class _RunningProducts(torch.autograd.Function):
-    """`running_products` of a gate, whose gradient is not divided by the gate.
+def last_errors(aim: Tensor, total: Tensor, gain: Tensor, rule: Rule) -> tuple[Tensor, ...]:
+    """Returns e of the last matrix, and that of the gain if there is one."""
+    if not rule.norm:
+        return (aim - total,)
+    normed, scale = norm(total)
+    missed = aim - normed * gain
+    return norm_backward(missed * gain, normed, scale), missed * normed
 
-    With ``X_t = gate_t X_{t-1}``, the gradient of the gate is ``X_{t-1}`` times the whole gradient of ``X_t``, which gathers that of all
-    later rows by a product with the transposed decay.
-    """
 
-    @staticmethod
-    @full_precision
-    def forward(ctx, gate):
-        products, whole = running_products(gate)
-        ctx.save_for_backward(products, whole)
-        return products, whole
+def norm(total: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns the LayerNorm without a gain, and by how much it scales."""
+    centred = total - total.mean(-1, keepdim=True)
+    scale = (centred.square().mean(-1, keepdim=True) + NORM_EPS).rsqrt()
+    return centred * scale, scale
 
-    @staticmethod
-    @full_precision
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, grad_products, grad_whole):
-        products, whole = ctx.saved_tensors
-        rows, first = torch.bmm(products.mT, grad_products), torch.bmm(products.mT, grad_whole)
-        before, first_before = F.pad(products[:, :-1], (0, 0, 1, 0)), F.pad(whole[:, :-1], (0, 0, 1, 0), value=1)
-        return (rows * before).sum(-1, keepdim=True) + first * first_before
+
+def norm_backward(grad: Tensor, normed: Tensor, scale: Tensor) -> Tensor:
+    """Returns the gradient of what goes into a LayerNorm."""
+    return (grad - grad.mean(-1, keepdim=True) - normed * (grad * normed).mean(-1, keepdim=True)) * scale
+
+
+def read_gain(written: Written, memory: Memory, decay: Decay) -> Tensor:
+    """Returns the gain of each token."""
+    return _read(written.inputs[-1], decay.weights, written.errors[-1], memory.state[-1], decay)[0]
+
+
+def _read(hidden: Tensor, weights: Tensor, errors: Tensor, state: Tensor, decay: Decay) -> tuple[Tensor, Tensor | None]:
+    """Reads the rows ``[N, C, in]`` through one fast weight, each as it is for its own token; returns that and what is to be kept."""
+    output = torch.bmm(weights, errors)
+    if hidden.shape[-1] <= output.shape[-1]:
+        return output.baddbmm_(outer(hidden, decay.inherited), state), None
+    asked = torch.bmm(hidden, state.mT)
+    return output + (asked.unflatten(2, (decay.inherited.shape[2], -1)) * decay.inherited[..., None]).sum(2), asked

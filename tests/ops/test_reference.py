@@ -17,19 +17,24 @@ def _inputs(length, seed=0):
 
 @pytest.mark.parametrize("objective", ["squared", "dot"])
 @pytest.mark.parametrize("read", ["after", "before"])
-def test_equations_by_hand(objective, read):
-    query, key, value, theta, eta, alpha = _inputs(4)
-    output, (memory, surprise) = reference.linear_memory(
-        query, key, value, step_size=theta, momentum=eta, forget=alpha, objective=objective, read=read
-    )
+@pytest.mark.parametrize("gradient_block", [1, 2, 3])
+@pytest.mark.parametrize("decay_first", [False, True])
+@pytest.mark.parametrize("per_channel", [False, True])
+def test_equations_by_hand(objective, read, gradient_block, decay_first, per_channel):
+    query, key, value, theta, eta, alpha = _inputs(7)
+    alpha = torch.stack([alpha, alpha**2, 1 - alpha], dim=-1) if per_channel else alpha
+    options = {"objective": objective, "read": read, "gradient_block": gradient_block, "decay_first": decay_first}
+    output, (memory, surprise) = reference.linear_memory(query, key, value, step_size=theta, momentum=eta, forget=alpha, **options)
     for b in range(2):
         W, S = torch.zeros(3, 2).double(), torch.zeros(3, 2).double()
-        for t in range(4):
-            q, k, v = query[b, t, 0], key[b, t, 0], value[b, t, 0]
+        for t in range(7):
+            q, k, v, keep = query[b, t, 0], key[b, t, 0], value[b, t, 0], 1 - alpha[b, t].reshape(-1, 1)
             before = W
-            error = k @ W - v if objective == "squared" else -v
+            if t % gradient_block == 0:
+                start = W
+            error = k @ (keep * start if decay_first else start) - v if objective == "squared" else -v
             S = eta[b, t] * S - theta[b, t] * torch.outer(k, error)
-            W = (1 - alpha[b, t]) * W + S
+            W = keep * W + S
             torch.testing.assert_close(output[b, t, 0], q @ (W if read == "after" else before))
         torch.testing.assert_close(memory[b, 0], W)
         torch.testing.assert_close(surprise[b, 0], S)
