@@ -1,13 +1,12 @@
 """The Titans layers on 100,000 tokens of repeats and of other sequences that a genome holds or that a model makes of it.
 
 Three conditions: at the start of training; after steps of ten times the usual learning rate on such sequences; and with momentum near 1
-and hardly any forgetting. The memory is watched all the way. What gradients cost decides how far they go: at the start of training all
-sequences go forward through 100,000 tokens and back through 10,000; after training the hardest go back through 100,000, or 25,000 of a deep
-memory and 50,000 of one in blocks; momentum near 1 goes through 10,000.
+and hardly any forgetting. The memory is watched all the way. What time allows: at the start of training all sequences go forward through
+100,000 tokens and back through 5,000; after training the hardest go forward and back through 100,000; with momentum near 1, through 10,000.
 
-Two things do not hold, and stand here as what is left out of `HARDEST`. After training, a deep memory diverges on correlated hidden states
-within 100,000 tokens; no step is safe for a network. And MAC, which is recurrent over its segments, can have gradients that grow with the
-number of segments on a homopolymer, by a factor of 10 in 1,000 tokens; they decay on other seeds and in all other layers.
+Two things do not hold, and are left out of `HARDEST`. After training, a deep memory diverges on correlated hidden states within 100,000
+tokens; no step is safe for a network. And MAC, which is recurrent over its segments, can have gradients that grow with the number of
+segments on a homopolymer, by a factor of 10 in 2,000 tokens; they decay on other seeds and in all other layers.
 """
 
 from __future__ import annotations
@@ -39,10 +38,11 @@ LAYERS: dict[str, dict[str, Any]] = {
     "titans_mag": {"window": 64},
     "titans_mal": {"window": 64},
 }
+# Short sequences only: the first has no state, and the second is made of two that are above.
+MORE_LAYERS: dict[str, dict[str, Any]] = {"titans_mac, full segments": {"full_segments": True}, "titans_mac, deep": {"depth": 2}}
 IN_MIXED_PRECISION = {"device_type": "cpu", "dtype": torch.bfloat16}
 # A deep memory has no bound, and correlated states at trained gates are what it can fail on.
 HARDEST = {name: ["satellite", "runs of N", "correlated"] for name in LAYERS} | {"titans_lmm, deep": ["satellite", "runs of N", "runs"]}
-GRADIENT_TOKENS = dict.fromkeys(LAYERS, TOKENS) | {"titans_lmm, deep": 25_000, "titans_lmm, blocks": 50_000}
 
 
 def bases(tokens: int) -> dict[str, Tensor]:
@@ -70,7 +70,7 @@ def correlated(tokens: int) -> Tensor:
 
 def fresh(name: str) -> LanguageModel:
     torch.manual_seed(0)
-    layer = {"mixer": name.partition(",")[0], "heads": HEADS, **LAYERS[name]}
+    layer = {"mixer": name.partition(",")[0], "heads": HEADS, **(LAYERS | MORE_LAYERS)[name]}
     config = SequenceModel.model_validate({"dim": DIM, "layers": [layer], "mlp_ratio": 1})
     model = build_model(config, VOCABULARY)
     assert isinstance(model, LanguageModel)
@@ -173,7 +173,7 @@ def assert_bounded(name: str, watch: Watch, output: Tensor) -> None:
     assert output.isfinite().all()
     # A memory of unit keys is about as large as the values; a deep one starts larger.
     assert (watch.memory < 4 * watch.value + 4).all(), f"{watch.memory} for values of {watch.value}"
-    if LAYERS[name].keys().isdisjoint({"gradient_block", "depth"}):
+    if "deep" not in name and "blocks" not in name:
         assert (watch.memory < watch.bound()).all(), f"{watch.memory} above {watch.bound()}"
 
 
@@ -196,9 +196,9 @@ def test_the_memory_stays_bounded_at_the_start_of_training(name: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize("name", LAYERS | MORE_LAYERS)
 def test_gradients_are_finite_at_the_start_of_training_in_mixed_precision(name: str) -> None:
-    mixer, hidden = inputs_of(fresh(name), 10_000)
+    mixer, hidden = inputs_of(fresh(name), 5_000)
     with watched(mixer) as watch, torch.autocast(**IN_MIXED_PRECISION):
         output = run(mixer, hidden)
     assert_bounded(name, watch, output)
@@ -209,7 +209,7 @@ def test_gradients_are_finite_at_the_start_of_training_in_mixed_precision(name: 
 @pytest.mark.parametrize("name", LAYERS)
 def test_memory_and_gradients_stay_bounded_after_training(name: str) -> None:
     mixer, hidden = inputs_of(trained(name), TOKENS, HARDEST[name])
-    for tokens, is_mixed in ((GRADIENT_TOKENS[name], False), (5_000, True)):
+    for tokens, is_mixed in ((TOKENS, False), (5_000, True)):
         with watched(mixer) as watch, torch.autocast(**IN_MIXED_PRECISION, enabled=is_mixed):
             output = run(mixer, hidden[:, :tokens])
         assert_bounded(name, watch, output)

@@ -23,6 +23,7 @@ def test_matrices_decay_and_tables_and_vectors_do_not() -> None:
         "backbone.stem.embedding.weight": 0.0,
         "backbone.stem.out.weight": 0.3,
         "backbone.blocks.0.mixer_norm.weight": 0.0,
+        "backbone.blocks.0.mixer.momentum_bound": 0.0,
         "backbone.blocks.0.mixer.qkv.weight": 0.3,
         "backbone.blocks.0.mixer.convolution.weight": 0.3,
         "backbone.blocks.0.mixer.gates.weight": 0.3,

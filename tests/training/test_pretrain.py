@@ -289,7 +289,7 @@ def test_two_processes_equal_one(make_study: MakeStudy, study_file: Callable[[St
     command += ["-m", "genomem", "pretrain", str(study_file(two)), "--model", model]
     root = Path(module.__file__).parents[2]
     environment = os.environ | {"PYTHONPATH": str(root), "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
     assert run.returncode == 0, run.stderr
     assert read_record(two, model).result["processes"] == 2
     for name, tensor in read_weights(one, model).items():

@@ -20,8 +20,9 @@ def test_every_study_dry_runs(workflow, study: Path):
     keys = yaml.safe_load(study.read_text(encoding="utf-8"))
     runs = len(keys.get("benchmarks", {})) * len(keys["models"])
     assert planned["report"] == 1
-    assert planned["finetune"] == runs * len(keys.get("seeds", [0]))
-    assert planned["evaluate_classification"] == runs
+    assert planned.get("finetune", 0) == runs * len(keys.get("seeds", [0]))
+    assert planned.get("evaluate_classification", 0) == runs
+    assert planned.get("evaluate_recall", 0) == len(keys["models"]) * ("recall" in keys.get("evaluate", {}))
 
 
 def test_default_study_takes_overrides(workflow):
