@@ -57,8 +57,9 @@ class TitansMAC(Mixer):
     and none before. Such a layer is not causal, and since a segment cannot be split it takes no state and returns none. Where it still
     differs from the paper: the norms above; the queries and keys of M_i are convolved over y from left to right, as everywhere.
 
-    The layer is recurrent over segments (memory to attention to memory). Its memory is bounded, and so were its gradients on every kind
-    of repeat that was tried.
+    The layer is recurrent over segments (memory to attention to memory). Its memory is bounded; its gradients need not be. They decay at
+    the start of training, but after training at a large rate one model of four had gradients that grew to 1e12 over 30,000 tokens of one
+    base: train on shorter windows, or clip.
 
     Args:
         dim: Model width D, a multiple of 2 * heads.
