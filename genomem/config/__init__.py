@@ -4,29 +4,25 @@ Snakemake and the command line read it through the same schema; `stage_digest` s
 """
 
 from genomem.config.digests import STAGE_VERSIONS, STAGES, stage_digest
+from genomem.config.mixers import MIXER_OPTIONS, Attention, CausalConv, Layer, TitansLMM
 from genomem.config.reading import DEFAULT_STUDY, dump_study, load_study, merge, parse_study
 from genomem.config.schema import (
     CNN,
-    MIXER_OPTIONS,
-    Attention,
     Benchmark,
-    CausalConv,
     Evaluate,
     Finetune,
     Genome,
-    Layer,
     Model,
     Pretrain,
     Recall,
-    Section,
     SequenceModel,
     SimulatedBenchmark,
     SimulatedGenome,
     Source,
     Study,
-    TitansLMM,
     is_bidirectional,
 )
+from genomem.config.section import Section
 
 __all__ = [
     "CNN",

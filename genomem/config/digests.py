@@ -7,7 +7,8 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from genomem.config.schema import Section, Study, is_bidirectional
+from genomem.config.schema import Study, is_bidirectional
+from genomem.config.section import Section
 
 STAGE_VERSIONS: dict[str, int] = {
     "simulate": 1,

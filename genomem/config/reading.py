@@ -10,22 +10,22 @@ from typing import Any, NamedTuple
 import yaml
 from pydantic import ValidationError
 
+from genomem.config.mixers import MIXER_OPTIONS
 from genomem.config.schema import (
     CNN,
-    MIXER_OPTIONS,
     Benchmark,
     Evaluate,
     Finetune,
     Genome,
     Pretrain,
     Recall,
-    Section,
     SequenceModel,
     SimulatedBenchmark,
     SimulatedGenome,
     Source,
     Study,
 )
+from genomem.config.section import Section
 from genomem.errors import GenomemError
 
 DEFAULT_STUDY = Path("config/quickstart.yaml")

@@ -1,7 +1,4 @@
-"""Memories by their definition: one token at a time, every gradient taken by autograd from the loss of the paper.
-
-Slow and obvious on purpose. The fast forms are tested against these functions and share no line with them.
-"""
+"""The Titans memories: one token at a time, every gradient taken by autograd from the loss of the paper."""
 
 from __future__ import annotations
 
