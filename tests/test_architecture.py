@@ -28,9 +28,10 @@ FLOORS = {
     "metrics": {"errors"},
     "training": {"metrics", "models", "layers", "ops", "data"} | GROUND,
     "evaluation": {"metrics", "training", "models", "layers", "ops", "data"} | GROUND,
+    "analysis": {"evaluation", "metrics", "training", "models", "layers", "ops", "data"} | GROUND,
     "report": {"errors", "files", "config", "layout", "record"},
     "bench": {"evaluation", "training", "models", "layers", "ops", "data", "report"} | GROUND,
-    "cli": {"evaluation", "training", "models", "layers", "ops", "data", "report", "bench"} | GROUND,
+    "cli": {"analysis", "evaluation", "training", "models", "layers", "ops", "data", "report", "bench"} | GROUND,
     "__init__": set(),
     "__main__": {"cli"},
 }

@@ -13,14 +13,14 @@ from typing import Any
 import pytest
 
 from genomem import __version__, cli
-from genomem.cli import main
+from genomem.cli import main, stages
 from genomem.config import Study, dump_study
 from genomem.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_USER_ERROR, GenomemError
 from genomem.layout import Layout
 from genomem.record import RunRecord
 
 MakeStudy = Callable[..., Study]
-ROOT = Path(cli.__file__).parents[1]
+ROOT = Path(cli.__file__).parents[2]
 
 VERBS = ["validate", "simulate", "download", "tokenize", "pretrain", "finetune", "evaluate", "report", "bench"]
 TASKS = ["markov", "language", "comparison", "recall", "controls", "classification"]
@@ -239,7 +239,7 @@ def fail_with(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
     def validate(arguments: object) -> None:
         raise error
 
-    monkeypatch.setattr(cli, "_validate", validate)
+    monkeypatch.setattr(stages, "_validate", validate)
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG], ids=errno.errorcode.get)
