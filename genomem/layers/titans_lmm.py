@@ -13,7 +13,7 @@ from genomem.layers.convolution import ShortConvolution
 from genomem.layers.mixer import Mixer, State
 from genomem.layers.persistent import mix_behind
 from genomem.layers.titans_memory import DeepMemory, Gates, LinearMemory, normalise
-from genomem.ops.unit_length import unit_length
+from genomem.ops.unit_length import query_key_value
 
 # Heads forget over these horizons at the start of training, in gradient blocks, spaced evenly in the logarithm.
 SHORTEST_HORIZON_BLOCKS, LONGEST_HORIZON_BLOCKS = 32.0, 4096.0
@@ -169,8 +169,7 @@ class TitansLMM(Mixer):
         qkv = self.qkv(hidden)
         if self.convolution is not None:
             qkv, history = self.convolution(qkv, history, mask=mask, reset=reset)
-        query, key, value = F.silu(qkv).unflatten(-1, (3, self.heads, -1)).unbind(2)
-        query, key = unit_length(query), unit_length(key)
+        query, key, value = query_key_value(qkv, self.heads)
         read, memory = self.memory(query, key, value, self._gates(hidden), memory, mask=mask, reset=reset)
         if read_last:
             read = self.memory.recall(query, self.memory.current(memory, query))

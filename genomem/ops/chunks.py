@@ -1,4 +1,4 @@
-"""Cutting `[B, T, H, X]` into chunks that are one batch of matrices, and the decays inside a chunk."""
+"""Cutting `[B, T, H, X]` into chunks that are one batch of matrices."""
 
 from __future__ import annotations
 
@@ -29,10 +29,3 @@ def unfold(folded: Tensor, like: Tensor) -> Tensor:
 def by_chunk(folded: Tensor, chunks: int) -> tuple[Tensor, ...]:
     """Returns the n parts ``[B H, ...]`` of ``[n B H, ...]``."""
     return folded.unflatten(0, (chunks, -1)).unbind(0)
-
-
-def running_products(gate: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns the products of the gate ``[M, C, 1]`` over ``i < j <= t``, ``[M, C, C]``, and over all ``j <= t``, ``[M, C, 1]``."""
-    lower = gate.new_ones(gate.shape[1], gate.shape[1]).tril()
-    later = lower.tril(-1)
-    return torch.addcmul(1 - later, later, gate).cumprod(1).mul_(lower), gate.cumprod(1)

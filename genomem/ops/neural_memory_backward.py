@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from genomem.ops.decay import halves, outer, outer_backward
 from genomem.ops.neural_memory_block import (
     Kept,
     Memory,
@@ -28,14 +29,11 @@ from genomem.ops.neural_memory_block import (
     Weights,
     Written,
     by_width,
-    halves,
     last_errors,
     matrices,
     mix,
     norm,
     norm_backward,
-    outer,
-    outer_backward,
     read_gain,
     target,
 )
@@ -80,13 +78,14 @@ def retreat(step: Step, grad_output: Tensor, grad_state: Weights, rule: Rule) ->
 
 
 def _store_backward(step: Step, grad_state: Weights) -> Grads:
+    parts = step.decay.carried.shape[1]
     grads = Grads(Decay(*map(torch.zeros_like, step.decay)), tuple(mix(step.decay.carried.mT, grad) for grad in grad_state), [], [])
     for inputs, errors, state, grad in zip(step.written.inputs, step.written.errors, step.memory.state, grad_state, strict=True):
         narrow, wide = by_width(inputs, errors)
         grad_narrow, grad_last = outer_backward(torch.bmm(wide, grad.mT), narrow, step.decay.last)
         grad_wide = torch.bmm(outer(narrow, step.decay.last), grad)
         grads.decay.last.add_(grad_last)
-        grads.decay.carried.baddbmm_(halves(grad, step.decay.carried), halves(state, step.decay.carried).mT)
+        grads.decay.carried.baddbmm_(halves(grad, parts), halves(state, parts).mT)
         grad_inputs, grad_errors = (grad_narrow, grad_wide) if narrow is inputs else (grad_wide, grad_narrow)
         grads.inputs.append(grad_inputs)
         grads.errors.append(grad_errors)

@@ -25,6 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from genomem.ops.decay import halves, outer
 from genomem.ops.neural_memory_decay import Decay
 
 # That of `torch.nn.LayerNorm`.
@@ -128,25 +129,9 @@ def by_width(inputs: Tensor, outputs: Tensor) -> tuple[Tensor, Tensor]:
     return (outputs, inputs) if inputs.shape[-1] > outputs.shape[-1] else (inputs, outputs)
 
 
-def outer(rows: Tensor, weights: Tensor) -> Tensor:
-    """Returns ``[N, C, P X]``: the rows ``[N, C, X]`` once for each of their P weights ``[N, C, P]``."""
-    return (weights[..., None] * rows[:, :, None]).flatten(2)
-
-
-def outer_backward(grad: Tensor, rows: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns the gradients of the rows and of the weights of `outer`."""
-    parts = grad.unflatten(2, (weights.shape[2], -1))
-    return (parts * weights[..., None]).sum(2), (parts * rows[:, :, None]).sum(3)
-
-
 def mix(carried: Tensor, state: Tensor) -> Tensor:
     """Mixes M and S of ``[M; S]`` as the matrices ``[N, P, P]`` say."""
-    return torch.bmm(carried, halves(state, carried)).view_as(state)
-
-
-def halves(state: Tensor, carried: Tensor) -> Tensor:
-    """``[N, P narrow, wide]`` to ``[N, P, narrow wide]``."""
-    return state.view(state.shape[0], carried.shape[1], -1)
+    return torch.bmm(carried, halves(state, carried.shape[1])).view_as(state)
 
 
 def _write(tokens: Tokens, inputs: list[Tensor], sums: Sequence[Tensor], memory: Memory, rule: Rule) -> Written:

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from genomem.ops.unit_length import unit_length
+from genomem.ops.unit_length import query_key_value, unit_length
 
 
 def test_equals_the_normalisation_of_pytorch_in_value_and_gradient() -> None:
@@ -16,6 +16,16 @@ def test_equals_the_normalisation_of_pytorch_in_value_and_gradient() -> None:
     (grad,), (expected,) = (torch.autograd.grad(f(x), x, upstream) for f in (unit_length, lambda x: F.normalize(x, dim=-1)))
     torch.testing.assert_close(grad, expected, rtol=1e-12, atol=1e-13)
     assert torch.autograd.gradcheck(unit_length, x[:1, :2])
+
+
+def test_query_key_and_value_equal_their_definition_in_value_and_gradient() -> None:
+    projected = torch.randn(2, 5, 3 * 4 * 7, dtype=torch.float64, requires_grad=True)
+    query, key, value = F.silu(projected).unflatten(-1, (3, 4, 7)).unbind(2)
+    expected, actual = (F.normalize(query, dim=-1), F.normalize(key, dim=-1), value), query_key_value(projected, 4)
+    upstream = [torch.randn_like(part) for part in actual]
+    torch.testing.assert_close(actual, expected, rtol=1e-14, atol=1e-15)
+    (grad,), (definition,) = (torch.autograd.grad(parts, projected, upstream) for parts in (actual, expected))
+    torch.testing.assert_close(grad, definition, rtol=1e-12, atol=1e-13)
 
 
 def test_zero_stays_zero_and_its_gradient_is_finite() -> None:

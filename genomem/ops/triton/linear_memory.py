@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from genomem.ops.linear_memory_span import _Decay
+    from genomem.ops.decay import Fading
 
 _CHUNKS = (16, 32, 64, 128)
 _WIDEST_KEY = 128
@@ -43,20 +43,20 @@ def _runs_on(device: torch.device) -> bool:
     return device.type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1"
 
 
-def decay(
-    momentum: Tensor | None, keep: Tensor | None, real: Tensor | None, *, like: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:
-    """Returns the fields of `_Decay`, from gates ``[M, C, 1]``."""
+def decay(momentum: Tensor | None, keep: Tensor | None, real: Tensor | None, *, like: Tensor) -> Fading:
+    """Returns what `genomem.ops.decay.running_products` returns."""
+    from genomem.ops.decay import Fading
     from genomem.ops.triton import linear_memory_chunks as kernels
 
     count, chunk = like.shape[:2]
     parts = 1 if momentum is None else 2
-    kept, inherited, last = (like.new_empty(count, chunk, width) for width in (chunk, parts, parts))
-    weights, fading, carried = (None if momentum is None else like.new_empty(count, chunk, width) for width in (chunk, chunk, 1))
+    kept, inherited = (like.new_empty(count, chunk + 1, width) for width in (chunk, parts))
+    weights, fading, carried = (None if momentum is None else like.new_empty(count, chunk + 1, width) for width in (chunk, chunk, 1))
+    last = like.new_empty(count, chunk, parts)
     gates = (_dense(gate) for gate in (momentum, keep, real))
     with torch.cuda.device_of(like):
         kernels.decay[count,](*gates, weights, inherited, last, kept, fading, carried, C=chunk, P=parts, num_warps=1)
-    return kept if weights is None else weights, inherited, last, kept, fading, carried
+    return Fading(kept if weights is None else weights, inherited, last, kept, fading, carried)
 
 
 def inverse(erased: Tensor, key: Tensor, weights: Tensor) -> Tensor:
@@ -64,7 +64,7 @@ def inverse(erased: Tensor, key: Tensor, weights: Tensor) -> Tensor:
     from genomem.ops.triton import linear_memory_chunks as kernels
 
     count, chunk, width = key.shape
-    solved = torch.zeros_like(weights)
+    solved = key.new_zeros(count, chunk, chunk)
     inputs = *(_dense(part) for part in (erased, key, weights)), solved
     with torch.cuda.device_of(key):
         kernels.invert_blocks[count, chunk // 16](*inputs, C=chunk, K=width, num_warps=1)
@@ -75,7 +75,7 @@ def inverse(erased: Tensor, key: Tensor, weights: Tensor) -> Tensor:
     return solved
 
 
-def scan(key: Tensor, target: Tensor, erase: Tensor | None, inverse: Tensor | None, decay: _Decay, state: Tensor) -> tuple[Tensor, Tensor]:
+def scan(key: Tensor, target: Tensor, erase: Tensor | None, inverse: Tensor | None, decay: Fading, state: Tensor) -> tuple[Tensor, Tensor]:
     """Goes through the chunks; returns the states ``[n + 1, N, P K, V]`` at their borders and the writes ``u``, ``[M, C, V]``."""
     from genomem.ops.triton import linear_memory_scan as kernels
 
@@ -92,7 +92,7 @@ def scan_backward(
     key: Tensor,
     erase: Tensor | None,
     inverse: Tensor | None,
-    decay: _Decay,
+    decay: Fading,
     grad_writes: Tensor,
     grad_starts: Tensor,
     grad_state: Tensor,
@@ -115,7 +115,7 @@ def scan_backward(
     return grads[3], grads[4]
 
 
-def read(query: Tensor, key: Tensor, decay: _Decay, states: Tensor, writes: Tensor, lag: int) -> Tensor:
+def read(query: Tensor, key: Tensor, decay: Fading, states: Tensor, writes: Tensor, lag: int) -> Tensor:
     """Returns what each token reads, ``[M, C, V]``, from the states ``[n + 1, N, P K, V]`` at the borders and the writes of its chunk."""
     from genomem.ops.triton import linear_memory_chunks as kernels
 

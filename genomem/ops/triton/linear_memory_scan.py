@@ -7,7 +7,7 @@ and so on: the matrices of one chunk lie ``C K`` numbers apart. `genomem.ops.lin
 import triton
 import triton.language as tl
 
-from genomem.ops.triton.tiles import load, load_lagged, product, store
+from genomem.ops.triton.tiles import load, product, store
 
 
 @triton.jit
@@ -41,19 +41,19 @@ def scan(
     for chunk in range(chunks):
         at = (chunk * heads + head).to(tl.int64)
         keys, update = key + at * C * K, load(target + at * C * V, t, v, C, V)
-        decay = inherited + at * C * P
+        decay = inherited + at * (C + 1) * P
         if erase is not None:
-            seen = load_lagged(decay, t, 0, P, 1)[:, None] * product(keys, memory, t, C, K, False, PRECISION)
+            seen = tl.load(decay + t * P)[:, None] * product(keys, memory, t, C, K, False, PRECISION)
             if P == 2:
-                seen += load_lagged(decay, t, 1, P, 1)[:, None] * product(keys, surprise, t, C, K, False, PRECISION)
+                seen += tl.load(decay + t * P + 1)[:, None] * product(keys, surprise, t, C, K, False, PRECISION)
             update -= tl.load(erase + at * C + t)[:, None] * seen
             update = product(inverse + at * C * C, update, t, C, C, False, PRECISION)
         store(writes + at * C * V, update, t, v, C, V)
         kept = tl.load(last + (at * C + t) * P)[:, None] * update
-        memory *= tl.load(decay + (C - 1) * P)
+        memory *= tl.load(decay + C * P)
         if P == 2:
-            memory += tl.load(decay + (C - 1) * P + 1) * surprise
-            surprise *= tl.load(carried + at * C + C - 1)
+            memory += tl.load(decay + C * P + 1) * surprise
+            surprise *= tl.load(carried + at * (C + 1) + C)
             added = tl.load(last + (at * C + t) * P + 1)[:, None] * update
             surprise += product(keys, added, k, C, K, True, PRECISION)
         memory += product(keys, kept, k, C, K, True, PRECISION)
@@ -96,23 +96,23 @@ def scan_backward(
     for step in range(chunks):
         at = ((chunks - 1 - step) * heads + head).to(tl.int64)
         keys, update = key + at * C * K, load(grad_writes + at * C * V, t, v, C, V)
-        decay, state = inherited + at * C * P, at * P * K * V
+        decay, state = inherited + at * (C + 1) * P, at * P * K * V
         store(grad_ends + state, memory, k, v, K, V)
         update += tl.load(last + (at * C + t) * P)[:, None] * product(keys, memory, t, C, K, False, PRECISION)
         if P == 2:
             store(grad_ends + state + K * V, surprise, k, v, K, V)
             update += tl.load(last + (at * C + t) * P + 1)[:, None] * product(keys, surprise, t, C, K, False, PRECISION)
-            surprise = surprise * tl.load(carried + at * C + C - 1) + tl.load(decay + (C - 1) * P + 1) * memory
+            surprise = surprise * tl.load(carried + at * (C + 1) + C) + tl.load(decay + C * P + 1) * memory
             surprise += load(grad_starts + state + K * V, k, v, K, V)
-        memory = memory * tl.load(decay + (C - 1) * P) + load(grad_starts + state, k, v, K, V)
+        memory = memory * tl.load(decay + C * P) + load(grad_starts + state, k, v, K, V)
         store(grad_writes + at * C * V, update, t, v, C, V)
         if erase is not None:
             solved = product(inverse + at * C * C, update, t, C, C, True, PRECISION)
             erased = -tl.load(erase + at * C + t)[:, None] * solved
-            seen = load_lagged(decay, t, 0, P, 1)[:, None] * erased
+            seen = tl.load(decay + t * P)[:, None] * erased
             memory += product(keys, seen, k, C, K, True, PRECISION)
             if P == 2:
-                seen = load_lagged(decay, t, 1, P, 1)[:, None] * erased
+                seen = tl.load(decay + t * P + 1)[:, None] * erased
                 surprise += product(keys, seen, k, C, K, True, PRECISION)
     store(grad_first + own, memory, k, v, K, V)
     if P == 2:

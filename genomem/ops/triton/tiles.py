@@ -19,12 +19,6 @@ def store(pointer, tile, rows, columns, height: tl.constexpr, width: tl.constexp
 
 
 @triton.jit
-def load_lagged(inherited, t, part: tl.constexpr, P: tl.constexpr, LAG: tl.constexpr):
-    """Returns b (`part` 0) or c (`part` 1) of `inherited` ``[C, P]``, LAG tokens back; before the first token b is 1 and c is 0."""
-    return tl.load(inherited + (t - LAG) * P + part, mask=t >= LAG, other=1.0 - part)
-
-
-@triton.jit
 def product(pointer, right, rows, height: tl.constexpr, width: tl.constexpr, TRANSPOSED: tl.constexpr, PRECISION: tl.constexpr):
     """Returns these rows of ``X @ right``, or of ``X^T @ right``, for the ``[height, width]`` matrix X at `pointer`.
 
