@@ -17,6 +17,9 @@ from genomem.ops.attention import Prefix, segment_attention
 from genomem.ops.ragged import reorder
 from genomem.ops.unit_length import unit_length
 
+# Keys and values in slots before a segment, each `[B, 2, P / 2, H, K]`.
+Slots = tuple[Tensor, Tensor]
+
 
 class MACState(NamedTuple):
     """What carries over a split inside a segment.
@@ -113,9 +116,18 @@ class TitansMAC(Mixer):
         self.gate = MemoryGate(dim)
 
     def forward(
-        self, hidden: Tensor, state: MACState | None = None, *, mask: Tensor | None = None, reset: Tensor | None = None
+        self,
+        hidden: Tensor,
+        state: MACState | None = None,
+        *,
+        mask: Tensor | None = None,
+        reset: Tensor | None = None,
+        context: Tensor | None = None,
     ) -> tuple[Tensor, MACState | None]:
         """As `Mixer.forward`; with full segments not causal, and the state is None.
+
+        Args:
+            context: `[B, n, P, D]`, P even: more tokens that stand before each of the n segments, two in a place.
 
         Raises:
             ValueError: A state is given with full segments, which cannot be split.
@@ -126,7 +138,7 @@ class TitansMAC(Mixer):
             return hidden, state
         inputs = torch.cat([self.queries(hidden), self.key_value(hidden)], dim=-1).unflatten(-1, (4, self.heads, -1))
         layout = cut_into_segments(inputs, None if state is None else state.position, mask, reset, self.segment)
-        attended, remembered, state = self._scan(layout.segments, self._open(inputs) if state is None else state)
+        attended, remembered, state = self._scan(layout.segments, self._open(inputs) if state is None else state, context)
         mixed = self.gate(attended, remembered)
         mixed = mixed if layout.slot is None else reorder(mixed, layout.slot)
         after = None if self.full_segments else state._replace(position=layout.position)
@@ -139,19 +151,25 @@ class TitansMAC(Mixer):
         position = torch.zeros(batch, dtype=torch.int64, device=inputs.device)
         return MACState(slots, slots, self.lmm.memory.initial(inputs), None, position)
 
-    def _scan(self, segments: list[Segment], state: MACState) -> tuple[Tensor, Tensor, MACState]:
+    def _scan(self, segments: list[Segment], state: MACState, context: Tensor | None) -> tuple[Tensor, Tensor, MACState]:
         """Goes through the segments; returns y and m of all their slots, and the state with the position yet to be set."""
         prefix = None if self.persistent is None else split_heads(self.key_value(self.persistent.weight), self.heads)
+        before = [None] * len(segments) if context is None else self._in_places(context)
         attended, remembered = [], []
-        for segment in segments:
-            y, m, state = self._step(segment, state, prefix)
+        for segment, slots in zip(segments, before, strict=True):
+            y, m, state = self._step(segment, state, prefix, slots)
             attended.append(y)
             remembered.append(m)
         missing = self.segment - state.keys.shape[2]
         keys, values = (F.pad(slots, (0, 0, 0, 0, 0, missing)) for slots in (state.keys, state.values))
         return torch.cat(attended, dim=1), torch.cat(remembered, dim=1), state._replace(keys=keys, values=values)
 
-    def _step(self, segment: Segment, state: MACState, prefix: Prefix | None) -> tuple[Tensor, Tensor, MACState]:
+    def _in_places(self, context: Tensor) -> list[Slots]:
+        """Returns keys and values of `[B, n, P, D]` for each of the n segments, as slots of its two streams."""
+        pairs = (part.unflatten(2, (2, -1)).unbind(1) for part in split_heads(self.key_value(context), self.heads))
+        return list(zip(*pairs, strict=True))
+
+    def _step(self, segment: Segment, state: MACState, prefix: Prefix | None, before: Slots | None) -> tuple[Tensor, Tensor, MACState]:
         query, asked, key, value = segment.inputs.unbind(2)
         frozen = self._frozen(segment, state)
         recalled = self.lmm.memory.recall(unit_length(F.silu(asked)), frozen).flatten(2)
@@ -159,7 +177,12 @@ class TitansMAC(Mixer):
         keys = segment.put(torch.stack([recalled_key, key], dim=1), state.keys)
         values = segment.put(torch.stack([recalled_value, value], dim=1), state.values)
         last, write = (_last_of_segment(segment), self.lmm.write_then_read) if self.full_segments else (None, self.lmm)
-        attended = segment_attention(query, keys, values, segment.place, rope_base=ROPE_BASE, prefix=prefix, last=last)
+        seen, place = (keys, values), segment.place
+        if before is not None:
+            seen = (torch.cat([before[0], keys], dim=2), torch.cat([before[1], values], dim=2))
+            place = place + before[0].shape[2]
+            last = None if last is None else last + before[0].shape[2]
+        attended = segment_attention(query, *seen, place, rope_base=ROPE_BASE, prefix=prefix, last=last)
         attended = self.attended(attended.flatten(2))
         remembered, lmm = write(normalise(self.write_norm, attended), state.lmm, mask=segment.mask, reset=segment.reset)
         return attended, remembered, MACState(keys, values, frozen, lmm, state.position)
