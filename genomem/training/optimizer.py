@@ -11,12 +11,14 @@ from torch import nn
 def build_optimizer(
     model: nn.Module, *, learning_rate: float, weight_decay: float, betas: tuple[float, float] = (0.9, 0.999)
 ) -> torch.optim.AdamW:
-    """Returns AdamW in which matrices decay; embeddings, look-up tables, norms, gates' biases and other vectors do not."""
+    """Returns AdamW in which matrices decay; embeddings, look-up tables, logarithms of rates, networks that make filters, norms, gates'
+    biases and other vectors do not.
+    """
     embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
     decay: list[nn.Parameter] = []
     keep: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
-        is_table = id(parameter) in embeddings or name.endswith("stem.motifs")
+        is_table = id(parameter) in embeddings or name.endswith(("stem.motifs", "A_log", "A_imag")) or ".filter." in name
         (keep if parameter.dim() < 2 or is_table else decay).append(parameter)
     groups = [{"params": decay, "weight_decay": weight_decay}, {"params": keep, "weight_decay": 0.0}]
     return torch.optim.AdamW([group for group in groups if group["params"]], lr=learning_rate, betas=betas)

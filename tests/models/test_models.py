@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -26,6 +28,24 @@ SMALL = {
     "titans_mal": config({"mixer": "titans_mal", "heads": 2, "window": 6, "persistent": 2}),
     "attention": config({"mixer": "attention", "heads": 2}),
     "causal_conv": config({"mixer": "causal_conv", "kernel": 5}, repeat=2),
+    "linear_attention": config({"mixer": "linear_attention", "heads": 2}),
+    "retnet": config({"mixer": "retnet", "heads": 2}),
+    "gla": config({"mixer": "gla", "heads": 2}),
+    "mamba2": config({"mixer": "mamba2", "heads": 2, "state_size": 4}),
+    "deltanet": config({"mixer": "deltanet", "heads": 2}),
+    "gated_deltanet": config({"mixer": "gated_deltanet", "heads": 2}),
+    "gated_deltanet_h2": config({"mixer": "gated_deltanet_h2", "heads": 2, "window": 6, "state_size": 4}),
+    "ttt_linear": config({"mixer": "ttt_linear", "heads": 2, "gradient_block": 4}),
+    "ttt_mlp": config({"mixer": "ttt_mlp", "heads": 2, "gradient_block": 4}),
+    "sequence_dimension": config({"mixer": "sequence_dimension", "heads": 2, "slots": 3, "block": 5}),
+    "mamba": config({"mixer": "mamba", "state_size": 4}),
+    "samba": config({"mixer": "samba", "heads": 2, "window": 6, "state_size": 4}),
+    "hyena": config({"mixer": "hyena", "longest_bp": 40}, stem_kernel=3),
+    "rmt": config({"mixer": "rmt", "heads": 2, "segment": 5, "memory_tokens": 3}),
+    "lstm": config("lstm"),
+    "block_sparse_attention": config({"mixer": "block_sparse_attention", "heads": 2, "block": 4, "selected": 2}),
+    "hippo_ssm": config({"mixer": "hippo_ssm", "state_size": 4, "longest_bp": 100}),
+    "titans_hippo_mac": config({"mixer": "titans_hippo_mac", "heads": 2, "segment": 5, "hippo_tokens": 4, "hippo_width": 3}),
     "hybrid": config("causal_conv", {"mixer": "titans_lmm", "heads": 2}, {"mixer": "attention", "window": 6}, stem_kernel=4),
 }
 
@@ -133,11 +153,13 @@ def test_dropout_acts_in_training_only(tokens: Tensor) -> None:
 
 @pytest.mark.parametrize("name", SMALL)
 def test_depth_does_not_change_the_scale_of_the_first_prediction(name: str, tokens: Tensor) -> None:
-    torch.manual_seed(0)
-    deep = SMALL[name].model_copy(update={"repeat": 6})
-    logits, _ = build_model(deep, VOCABULARY)(tokens)
-    uniform = F.cross_entropy(torch.zeros(tokens.numel(), VOCABULARY), tokens.flatten())
-    assert abs(F.cross_entropy(logits.flatten(0, 1), tokens.flatten()) - uniform) < 0.05
+    deep, losses = SMALL[name].model_copy(update={"repeat": 6}), []
+    # What all tokens have in common moves the loss of one draw by some hundredths either way.
+    for seed in range(4):
+        torch.manual_seed(seed)
+        logits, _ = build_model(deep, VOCABULARY)(tokens)
+        losses.append(F.cross_entropy(logits.flatten(0, 1), tokens.flatten()).item())
+    assert abs(sum(losses) / 4 - math.log(VOCABULARY)) < 0.05
 
 
 @pytest.mark.parametrize("name", SMALL)

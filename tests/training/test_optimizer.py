@@ -43,6 +43,16 @@ def test_matrices_decay_and_tables_and_vectors_do_not() -> None:
     assert all(group["lr"] == 0.7 for group in optimizer.param_groups)
 
 
+def test_rates_and_networks_that_make_filters_do_not_decay() -> None:
+    model = build_model(SequenceModel.model_validate({"dim": 8, "layers": ["mamba", "hyena"], "mlp_ratio": 0}), 16)
+    decay = build_optimizer(model, learning_rate=0.1, weight_decay=0.3).param_groups[0]
+    names = {id(parameter): name for name, parameter in model.backbone.blocks.named_parameters()}
+    assert {names[id(parameter)] for parameter in decay["params"] if id(parameter) in names} == {
+        *(f"0.mixer.{part}.weight" for part in ("value_gate", "convolution", "selection", "step_size", "out")),
+        *(f"1.mixer.{part}.weight" for part in ("projections", "convolution", "out")),
+    }
+
+
 def test_a_model_of_vectors_alone_has_one_group() -> None:
     assert len(build_optimizer(torch.nn.RMSNorm(4), learning_rate=0.1, weight_decay=0.1).param_groups) == 1
 
