@@ -13,7 +13,9 @@ from genomem.config import (
     Evaluate,
     Finetune,
     Genome,
+    KmerMemory,
     Pretrain,
+    Quoted,
     Recall,
     Section,
     SequenceModel,
@@ -33,12 +35,14 @@ SECTIONS: dict[str, type[Section]] = {
     "`benchmarks.<name>.simulate`": SimulatedBenchmark,
     "`sources` of a genome or a benchmark, each": Source,
     "`models.<name>` with `architecture: sequence_model`": SequenceModel,
+    "`models.<name>.kmer_memory`": KmerMemory,
     "`models.<name>` with `architecture: cnn`": CNN,
     **{f"`layers` of a model: `mixer: {name}`": section for name, section in MIXER_OPTIONS.items()},
     "`pretrain`": Pretrain,
     "`finetune`": Finetune,
     "`evaluate`": Evaluate,
     "`evaluate.recall`": Recall,
+    "`evaluate.quoted`, each": Quoted,
 }
 
 

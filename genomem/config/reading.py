@@ -17,7 +17,9 @@ from genomem.config.schema import (
     Evaluate,
     Finetune,
     Genome,
+    KmerMemory,
     Pretrain,
+    Quoted,
     Recall,
     SequenceModel,
     SimulatedBenchmark,
@@ -164,10 +166,12 @@ _SECTIONS: dict[tuple[type[Section], str], _Below] = {
     (Study, "finetune"): _Below(Finetune),
     (Study, "evaluate"): _Below(Evaluate),
     (Evaluate, "recall"): _Below(Recall),
+    (Evaluate, "quoted"): _Below(Quoted, is_named=True),
     (Genome, "simulate"): _Below(SimulatedGenome),
     (Genome, "sources"): _Below(Source, is_named=True),
     (Benchmark, "simulate"): _Below(SimulatedBenchmark),
     (Benchmark, "sources"): _Below(Source, is_named=True),
+    (SequenceModel, "kmer_memory"): _Below(KmerMemory),
     (SequenceModel, "layers"): _Below(None, MIXER_OPTIONS, is_named=True),
 }
 

@@ -105,6 +105,39 @@ def _relative(value: str | None) -> str | None:
     return value
 
 
+class KmerMemory(Section):
+    """A Titans memory with sparse keys beside a causal model: what has followed each context of k bases so far."""
+
+    orders: tuple[Annotated[int, Field(ge=1, le=24)], ...] = Field((11, 12, 14, 16, 20, 24), min_length=1, description="k; rising")
+    tolerant_orders: tuple[int, ...] = Field((), description="those of `orders` that are followed through substitutions as well")
+    max_misses: int = Field(8, ge=0, le=16, description="wrong guesses within 16 after which a tolerant context starts anew")
+    inverted_repeats: bool = Field(True, description="learns the other strand too")
+    slot_bits: int = Field(24, ge=4, le=30, description="a table of an order above 12 has 2 to this power rows")
+    count_bits: Literal[8, 16] = Field(16, description="of a count")
+    start: Literal["genome", "empty"] = Field(
+        "genome", description="what is known before a sequence: what the training chromosomes hold so far, or nothing"
+    )
+    use: Literal["output", "features", "both"] = Field(
+        "output", description="mixed with the network's prediction by a gate, given to the network as input, or both"
+    )
+    gate_width: int = Field(24, ge=1, description="hidden width of the gate")
+
+    @model_validator(mode="after")
+    def _check(self) -> KmerMemory:
+        if list(self.orders) != sorted(set(self.orders)):
+            raise ValueError("orders: each must be larger than the one before")
+        if not set(self.tolerant_orders) <= set(self.orders) or len(set(self.tolerant_orders)) < len(self.tolerant_orders):
+            raise ValueError("tolerant_orders: each must be one of `orders`, once")
+        # Row and tag of 31 bits together are the key, so that no two contexts are mistaken for each other.
+        fewest = 2 * self.orders[-1] - 27
+        if self.orders[-1] > 12 and self.slot_bits < fewest:
+            raise ValueError(f"slot_bits: order {self.orders[-1]} needs at least {fewest}")
+        most = min((2 * order for order in self.orders if order > 12), default=30)
+        if self.slot_bits > most:
+            raise ValueError(f"slot_bits: the lowest order above 12 has no more than 2 to the power of {most} contexts")
+        return self
+
+
 class SequenceModel(Section):
     """Token embedding with motif detectors, blocks of mixer and gated MLP, heads."""
 
@@ -120,6 +153,9 @@ class SequenceModel(Section):
         description="reads both directions and both strands, and is pretrained on masked bases: it classifies a sequence and its reverse"
         " complement alike (on a `stranded` benchmark it reads the given strand alone), and has no bits per base",
     )
+    kmer_memory: KmerMemory | None = Field(
+        None, description="a memory of k-mers beside the network, in pretraining and bits per base; a classifier has none"
+    )
     pretrain: bool = Field(True, description="pretrain as a language model first; false trains from scratch on each benchmark")
 
     @field_validator("layers", mode="before")
@@ -131,6 +167,8 @@ class SequenceModel(Section):
 
     @model_validator(mode="after")
     def _check(self) -> SequenceModel:
+        if self.kmer_memory and self.bidirectional:
+            raise ValueError("kmer_memory: it knows what came before a base, and a bidirectional model has no before; keep one of the two")
         for place, layer in enumerate(self.layers):
             if isinstance(layer, TitansMAC) and layer.full_segments and not self.bidirectional:
                 raise ValueError(f"layers.{place}.full_segments: tokens would see those behind them; it needs `bidirectional: true`")
@@ -232,6 +270,14 @@ class Recall(Section):
         return self.lead_bp + 2 * self.repeat_bp + self.gaps_bp[-1]
 
 
+class Quoted(Section):
+    """A figure from elsewhere, for the report to show beside its own and marked as quoted."""
+
+    name: str = Field(min_length=1, max_length=60)
+    bits_per_base: float = Field(gt=0)
+    protocol: str = Field(min_length=1, description="of which bases, given what, and where the figure is from")
+
+
 class Evaluate(Section):
     """The final evaluation: held-out chromosomes, test sets, and what both are judged against."""
 
@@ -247,6 +293,7 @@ class Evaluate(Section):
     )
     batch_size: int = Field(64, ge=1)
     baseline: Name | None = Field(None, description="model that every other language model is compared with, block by block")
+    quoted: tuple[Quoted, ...] = Field((), description="bits per base of the same test chromosomes from elsewhere, shown as quoted")
     recall: Recall | None = Field(None, description="what a language model pays for a repeat that it has read before; none: not run")
     bootstrap_samples: int = Field(1000, ge=10)
     confidence: float = Field(0.95, gt=0.5, lt=1)

@@ -5,8 +5,9 @@ A training batch is a pure function of (seed, step): no worker, no resume and no
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -29,11 +30,13 @@ class LanguageBatch:
         targets: `[B, T]` int64, the base after each token, or the one that stands there where bases are masked: 0 to 3 for A, C, G, T;
             0 where the weight is 0.
         weights: `[B, T]` float32: 1, less on soft-masked targets, 0 on N and on bases that are not to be predicted.
+        counts: `[B, T, E, 4]`, what a k-mer memory knows of the base after each token; None where there is none.
     """
 
     tokens: Tensor
     targets: Tensor
     weights: Tensor
+    counts: Tensor | None = None
 
     def part(self, index: int, parts: int) -> LanguageBatch:
         """Returns the rows of one of `parts` equal parts."""
@@ -42,17 +45,22 @@ class LanguageBatch:
 
     def rows(self, rows: slice) -> LanguageBatch:
         """Returns some rows."""
-        return LanguageBatch(self.tokens[rows], self.targets[rows], self.weights[rows])
+        return self._each(lambda part: part[rows])
 
     def to(self, device: torch.device) -> LanguageBatch:
-        return LanguageBatch(*(x.to(device, non_blocking=True) for x in (self.tokens, self.targets, self.weights)))
+        return self._each(lambda part: part.to(device, non_blocking=True))
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> LanguageBatch:
+        counts = None if self.counts is None else change(self.counts)
+        return LanguageBatch(change(self.tokens), change(self.targets), change(self.weights), counts)
 
 
-def language_batch(windows: np.ndarray, repeat_weight: float) -> LanguageBatch:
-    """Returns the batch of `windows`, `[B, T + 1]` ASCII bases, whose targets are the next bases."""
+def language_batch(windows: np.ndarray, repeat_weight: float, counts: np.ndarray | None = None) -> LanguageBatch:
+    """Returns the batch of `windows`, `[B, T + 1]` ASCII bases, whose targets are the next bases; `counts` are of the batch."""
     tokens = tokenizer.encode(windows).astype(np.int64)
     targets, weights = base_targets(tokens[:, 1:], windows[:, 1:], repeat_weight)
-    return LanguageBatch(torch.from_numpy(tokens[:, :-1]), torch.from_numpy(targets), torch.from_numpy(weights).float())
+    known = None if counts is None else torch.from_numpy(counts.astype(np.float32))
+    return LanguageBatch(torch.from_numpy(tokens[:, :-1]), torch.from_numpy(targets), torch.from_numpy(weights).float(), known)
 
 
 def base_targets(tokens: np.ndarray, bases: np.ndarray, repeat_weight: float) -> tuple[np.ndarray, np.ndarray]:
@@ -61,6 +69,20 @@ def base_targets(tokens: np.ndarray, bases: np.ndarray, repeat_weight: float) ->
     is_base = (targets >= 0) & (targets < 4)
     weights = np.where(tokenizer.is_soft_masked(bases), repeat_weight, 1.0) * is_base
     return np.where(is_base, targets, 0), weights
+
+
+class Places(NamedTuple):
+    """Where windows lie.
+
+    Attributes:
+        chromosome: `[n]` int64, an index into the chromosomes that they are drawn from.
+        start: `[n]` int64, the first base on the strand as it is stored.
+        flipped: `[n]` bool, read from the other strand.
+    """
+
+    chromosome: np.ndarray
+    start: np.ndarray
+    flipped: np.ndarray
 
 
 class WindowSampler:
@@ -103,14 +125,18 @@ class WindowSampler:
 
     def windows(self, step: int) -> np.ndarray:
         """Returns the windows of a step, `[B, T + 1]` ASCII bases."""
+        places = self.places(step)
+        windows = np.stack([self.chromosomes[c][s : s + self.length] for c, s in zip(places.chromosome, places.start, strict=True)])
+        windows[places.flipped] = tokenizer.reverse_complement(windows[places.flipped])
+        return windows
+
+    def places(self, step: int) -> Places:
+        """Returns where the windows of a step lie."""
         rng = np.random.default_rng([self.seed, step])
         chosen = rng.choice(len(self.chromosomes), size=self.batch_size, p=self._share)
         starts = (rng.random(self.batch_size) * self._starts[chosen]).astype(np.int64)
-        windows = np.stack([self.chromosomes[c][s : s + self.length] for c, s in zip(chosen, starts, strict=True)])
-        if self.reverse_complement:
-            flipped = rng.random(self.batch_size) < 0.5
-            windows[flipped] = tokenizer.reverse_complement(windows[flipped])
-        return windows
+        flipped = rng.random(self.batch_size) < 0.5 if self.reverse_complement else np.zeros(self.batch_size, bool)
+        return Places(chosen, starts, flipped)
 
 
 @dataclass(frozen=True)

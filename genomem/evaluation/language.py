@@ -8,18 +8,21 @@ from typing import Any
 import numpy as np
 
 from genomem.config import Study, is_bidirectional, stage_digest
-from genomem.data.genome import open_genome
+from genomem.data.batches import BASES
+from genomem.data.genome import Genome, open_genome
 from genomem.data.tokenizer import VOCAB_SIZE
 from genomem.errors import GenomemError
 from genomem.evaluation.blocks import BlockSums, block_bootstrap
 from genomem.evaluation.kmers import UNKNOWN, base_codes
 from genomem.evaluation.markov import POSITION_CLASSES, SCORED
 from genomem.layout import Layout
-from genomem.models import build_model, count_parameters
+from genomem.models import build_model, count_parameters, kmer_settings
+from genomem.ops.kmer_memory import KmerTables, table_statistics
 from genomem.progress import track
 from genomem.record import RunRecord, Stopwatch, describe_environment
 from genomem.training.checkpoint import load_weights
 from genomem.training.device import build_accelerator, describe_device
+from genomem.training.kmer_counts import learnt_tables
 from genomem.training.scoring import score_chromosome
 
 
@@ -42,7 +45,7 @@ def evaluate_language(study: Study, name: str) -> None:
             " `genomem pretrain` scored it on masked bases of the validation chromosomes"
         )
     accelerator = build_accelerator(study.pretrain.precision, single_process="evaluate")
-    model = accelerator.prepare(build_model(study.models[name], VOCAB_SIZE))
+    model = accelerator.prepare(build_model(study.models[name], VOCAB_SIZE, bases=BASES))
     markov, flags = _read_markov(study, layout)
     genomes = {key: open_genome(study, key) for key in study.genomes}
     test = {f"{key}:{chrom}": genome.bases(chrom) for key, genome in genomes.items() for chrom in genome.chromosomes("test")}
@@ -52,7 +55,15 @@ def evaluate_language(study: Study, name: str) -> None:
     for seed in study.pretrain.seeds:
         weights, digest = layout.pretrained(name, seed), stage_digest(study, "pretrain", model=name, seed=seed)
         load_weights(weights, accelerator.unwrap_model(model), stage="pretrain", digest=digest)
-        score = partial(score_chromosome, model, context_bp=settings.context_bp, batch_size=settings.batch_size, device=accelerator.device)
+        tables = _genome_memory(study, name, genomes)
+        score = partial(
+            score_chromosome,
+            model,
+            context_bp=settings.context_bp,
+            batch_size=settings.batch_size,
+            device=accelerator.device,
+            memory=tables,
+        )
         bits = {}
         for label, bases in test.items():
             bits[label] = score(bases, track=partial(track, title=f"evaluate {name}, seed {seed}, on {label}", unit="batches"))
@@ -66,6 +77,9 @@ def evaluate_language(study: Study, name: str) -> None:
     sums = BlockSums.stack(runs)
     sums.write(layout.language_blocks(name))
     result = {"parameters": count_parameters(model), "context_bp": settings.context_bp, **_summary(study, sums, chromosomes)}
+    if tables is not None:
+        loads = {str(table.order): round(table_statistics(table).load, 4) for table in tables.tables}
+        result["kmer_memory"] = {"state_bytes": tables.state_bytes, "load": loads}
     record = RunRecord(
         stage="evaluate_language",
         study=study.name,
@@ -77,6 +91,18 @@ def evaluate_language(study: Study, name: str) -> None:
         run=watch.run(),
     )
     record.write(layout.language(name))
+
+
+def _genome_memory(study: Study, name: str, genomes: dict[str, Genome]) -> KmerTables | None:
+    """Returns the k-mer memory of a model after the training and validation chromosomes; None where it has none, or one that starts empty.
+
+    It goes on learning along the test chromosomes, as the compressors do that it is held against: each base is predicted before it is learnt.
+    """
+    memory = getattr(study.models[name], "kmer_memory", None)
+    if memory is None or memory.start == "empty":
+        return None
+    known = (genome.bases(chrom) for role in ("train", "validation") for genome in genomes.values() for chrom in genome.chromosomes(role))
+    return learnt_tables(kmer_settings(memory), known)
 
 
 def _read_markov(study: Study, layout: Layout) -> tuple[RunRecord, dict[str, np.ndarray]]:

@@ -26,6 +26,7 @@ import torch
 from torch import nn
 
 from genomem.config import Recall, Study, is_bidirectional, stage_digest
+from genomem.data.batches import BASES
 from genomem.data.genome import open_genome
 from genomem.data.tokenizer import VOCAB_SIZE
 from genomem.errors import GenomemError
@@ -64,7 +65,7 @@ def evaluate_recall(study: Study, name: str) -> None:
     if is_bidirectional(study.models[name]):
         raise GenomemError(f"models.{name}: is bidirectional, and a masked model gives no probability of a sequence, so it recalls none")
     accelerator = build_accelerator(study.pretrain.precision, single_process="evaluate")
-    model = accelerator.prepare(build_model(study.models[name], VOCAB_SIZE))
+    model = accelerator.prepare(build_model(study.models[name], VOCAB_SIZE, bases=BASES))
     genomes = {key: open_genome(study, key) for key in study.genomes}
     pieces = draw_pieces([genome.bases(chrom) for genome in genomes.values() for chrom in genome.chromosomes("test")], settings)
     score = partial(model_bits, model, batch_tokens=study.evaluate.batch_size * study.evaluate.context_bp, device=accelerator.device)

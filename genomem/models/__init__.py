@@ -11,24 +11,27 @@ from genomem.config import Model, SequenceModel
 from genomem.errors import GenomemError
 from genomem.models.bidirectional import BidirectionalBackbone, MaskedLanguageModel
 from genomem.models.cnn import CNN, SHORTEST_INPUT
-from genomem.models.sequence_model import Backbone, LanguageModel, SequenceClassifier
+from genomem.models.sequence_model import Backbone, LanguageModel, SequenceClassifier, kmer_settings
 
 
-def build_model(config: Model, vocab_size: int, *, complement: Sequence[int] = ()) -> LanguageModel | MaskedLanguageModel:
+def build_model(
+    config: Model, vocab_size: int, *, complement: Sequence[int] = (), bases: slice | None = None
+) -> LanguageModel | MaskedLanguageModel:
     """Returns the language model of a study's `models:` entry: a causal one, or a masked one where the entry is bidirectional.
 
     Args:
         complement: Token id -> id of its complement on the other strand; a bidirectional model reads both strands and needs it.
+        bases: Token ids of A, C, G and T, one after the other; a model with a k-mer memory needs them.
 
     Raises:
         GenomemError: The architecture is a classifier only.
-        ValueError: A bidirectional model is built without `complement`.
+        ValueError: A bidirectional model is built without `complement`, or a k-mer memory without `bases`.
     """
     if not isinstance(config, SequenceModel):
         raise GenomemError(f"architecture {config.architecture} classifies only; it is no language model")
     if config.bidirectional:
         return MaskedLanguageModel(config, vocab_size, complement)
-    return LanguageModel(config, vocab_size)
+    return LanguageModel(config, vocab_size, bases)
 
 
 def build_classifier(
@@ -73,4 +76,5 @@ __all__ = [
     "build_classifier",
     "build_model",
     "count_parameters",
+    "kmer_settings",
 ]

@@ -7,12 +7,15 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from genomem.config import KmerMemory as KmerMemoryConfig
 from genomem.config import SequenceModel as SequenceModelConfig
 from genomem.layers import build_mixer
+from genomem.layers.kmer_memory import KmerMemory
 from genomem.layers.mixer import State
 from genomem.layers.stem import Stem
 from genomem.models.bidirectional import BidirectionalBackbone
 from genomem.models.block import Block, scale_residual_outputs
+from genomem.ops.kmer_memory import KmerSettings
 
 
 class Backbone(nn.Module):
@@ -36,7 +39,13 @@ class Backbone(nn.Module):
         scale_residual_outputs(self.blocks, 2 * len(layers))
 
     def forward(
-        self, tokens: Tensor, state: Sequence[State] | None = None, *, mask: Tensor | None = None, reset: Tensor | None = None
+        self,
+        tokens: Tensor,
+        state: Sequence[State] | None = None,
+        *,
+        mask: Tensor | None = None,
+        reset: Tensor | None = None,
+        features: Tensor | None = None,
     ) -> tuple[Tensor, list[State]]:
         """Returns hidden states `[B, T, D]` and the state after the last token.
 
@@ -45,9 +54,11 @@ class Backbone(nn.Module):
             state: What the last call returned; None is a fresh start.
             mask: `[B, T]` bool, False for padding. A causal model needs none for padding on the right unless the state is used.
             reset: `[B, T]` bool, True at the first token of a packed document.
+            features: `[B, T, D]`, added to the embedding.
         """
         first, *rest = [None] * (len(self.blocks) + 1) if state is None else state
         hidden, first = self.stem(tokens, first, mask=mask, reset=reset)
+        hidden = hidden if features is None else hidden + features
         after: list[State] = [first]
         for block, before in zip(self.blocks, rest, strict=True):
             hidden, layer_state = block(hidden, before, mask, reset)
@@ -56,19 +67,61 @@ class Backbone(nn.Module):
 
 
 class LanguageModel(nn.Module):
-    """A backbone and a linear head over the vocabulary: logits of the next token."""
+    """A backbone and a linear head over the vocabulary: logits of the next token, mixed with a k-mer memory where the config has one.
 
-    def __init__(self, config: SequenceModelConfig, vocab_size: int) -> None:
+    Args:
+        config: Widths, layers and the k-mer memory.
+        vocab_size: Rows of the embedding.
+        bases: Token ids of A, C, G and T, one after the other; a k-mer memory needs them.
+    """
+
+    def __init__(self, config: SequenceModelConfig, vocab_size: int, bases: slice | None = None) -> None:
         super().__init__()
+        self.kmer_memory = _kmer_memory(config, bases)
         self.backbone = Backbone(config, vocab_size)
         self.head = nn.Linear(config.dim, vocab_size)
         nn.init.normal_(self.head.weight, std=0.02)
         nn.init.zeros_(self.head.bias)
 
-    def forward(self, tokens: Tensor, state: Sequence[State] | None = None, *, reset: Tensor | None = None) -> tuple[Tensor, list[State]]:
-        """Returns logits `[B, T, vocabulary]` of the token after each token, and the state."""
-        hidden, after = self.backbone(tokens, state, reset=reset)
-        return self.head(hidden), after
+    def forward(
+        self, tokens: Tensor, state: Sequence[State] | None = None, *, reset: Tensor | None = None, counts: Tensor | None = None
+    ) -> tuple[Tensor, list[State]]:
+        """Returns logits `[B, T, vocabulary]` of the token after each token, and the state.
+
+        Args:
+            tokens: `[B, T]` int64.
+            state: What the last call returned; with a k-mer memory it is used up, since tables are changed in place.
+            reset: `[B, T]` bool, True at the first token of a packed document.
+            counts: `[B, T, E, 4]`, what a k-mer memory elsewhere knows of the base after each token; None: the model's own memory
+                reads the tokens and is carried as the last part of the state.
+        """
+        if self.kmer_memory is None:
+            hidden, after = self.backbone(tokens, state, reset=reset)
+            return self.head(hidden), after
+        layers, tables = (None, None) if state is None else (state[:-1], state[-1])
+        if counts is None:
+            counts, tables = self.kmer_memory(tokens, tables, reset=reset)
+        features = None if self.kmer_memory.embed is None else self.kmer_memory.features(counts)
+        hidden, after = self.backbone(tokens, layers, reset=reset, features=features)
+        return self.kmer_memory.mixed(self.head(hidden), hidden, counts), [*after, tables]
+
+
+def _kmer_memory(config: SequenceModelConfig, bases: slice | None) -> KmerMemory | None:
+    section = config.kmer_memory
+    if section is None:
+        return None
+    if bases is None:
+        raise ValueError("bases: a model with a k-mer memory needs the token ids of the four bases")
+    settings = kmer_settings(section)
+    is_mixed, has_features = section.use != "features", section.use != "output"
+    return KmerMemory(
+        settings, bases=bases, hidden_width=config.dim, gate_width=section.gate_width, features=has_features, is_mixed=is_mixed
+    )
+
+
+def kmer_settings(section: KmerMemoryConfig) -> KmerSettings:
+    """Returns the settings of the tables of a study's `kmer_memory:` entry."""
+    return KmerSettings(**section.model_dump(exclude={"start", "use", "gate_width"}))
 
 
 class SequenceClassifier(nn.Module):

@@ -8,6 +8,7 @@ from genomem.report.collect import Findings
 from genomem.report.tables import Column, Row, Table, count, duration, fixed, memory, signed, span, text_column
 
 NEURAL, BACKOFF, PLAIN = "Neural models", "Markov models with back-off", "Plain Markov models"
+QUOTED = "Quoted, not measured here"
 BITS = {"all": "All positions", "unmasked": "Unmasked", "repeat": "Repeats", "sure": "Sure positions", "unsure": "Other positions"}
 
 CLEAR_SHARE = 0.95
@@ -61,14 +62,17 @@ def bits_rows(findings: Findings) -> list[Row]:
     for name in ranked_models(findings):
         result = findings.language[name].result
         compared = {"sd": result["sd"]["all"], "interval": result["interval"]["all"], "margin": result["margin"]["all"]}
+        compared["tables"] = result.get("kmer_memory", {}).get("state_bytes")
         rows.append(_row(NEURAL, name, result["parameters"], result["bits"]) | compared)
     for kind, group in (("backoff", BACKOFF), ("plain", PLAIN)):
         for model in markov_models(findings, kind):
             rows.append(_row(group, model["name"], model["contexts"], model["bits"]))
+    for quoted in sorted(findings.study.evaluate.quoted, key=lambda quoted: quoted.bits_per_base):
+        rows.append(_row(QUOTED, quoted.name, None, {"all": quoted.bits_per_base}))
     return rows
 
 
-def _row(group: str, name: str, size: int, bits: dict[str, Any]) -> Row:
+def _row(group: str, name: str, size: int | None, bits: dict[str, Any]) -> Row:
     return {"group": group, "model": name, "size": size, **{kind: bits.get(kind) for kind in BITS}}
 
 
@@ -78,6 +82,7 @@ def bits_table(findings: Findings) -> Table:
     columns = [
         text_column("model", "Model"),
         Column("size", "Parameters or contexts", count),
+        *([Column("tables", "k-mer tables", memory)] if kmer_models(findings) else []),
         Column("all", BITS["all"], fixed(4)),
         *([Column("sd", "± SD", fixed(4))] if has_several_seeds(findings) else []),
         Column("interval", confidence, span(3)),
@@ -86,6 +91,26 @@ def bits_table(findings: Findings) -> Table:
     ]
     caption = f"Bits per base on the held-out test chromosomes{_means(findings)}. Lower is better."
     return Table("language_bits", caption, columns, bits_rows(findings), is_shaded=True)
+
+
+def kmer_models(findings: Findings) -> list[str]:
+    """Returns the models with a k-mer memory, fewest bits first."""
+    return [model for model in ranked_models(findings) if findings.language[model].result.get("kmer_memory")]
+
+
+def memory_sentences(findings: Findings) -> list[str]:
+    """Returns what a k-mer memory has read when it predicts a base, and where each quoted figure comes from."""
+    sentences = []
+    if names := kmer_models(findings):
+        verb, its = ("has", "Its") if len(names) == 1 else ("have", "Their")
+        sentences.append(
+            f"{', '.join(names)} {verb} a k-mer memory beside the network. It has read the training and the validation chromosomes, and "
+            "goes on learning along the test chromosomes: each base is predicted before it is learnt, as a compressor does it. "
+            f"{its} tables are no parameters; the table gives their bytes. Markov models count words in the training chromosomes only."
+        )
+    for quoted in findings.study.evaluate.quoted:
+        sentences.append(f"{quoted.name}, {quoted.bits_per_base:.4f} bits per base, is quoted: {quoted.protocol.rstrip('.')}.")
+    return sentences
 
 
 def chromosome_table(findings: Findings) -> Table:

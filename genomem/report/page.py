@@ -64,6 +64,7 @@ class Page:
             "bits_plot": plots.bits_plot(findings) if findings.language else None,
             "pretraining_plots": plots.pretraining_plots(findings),
             "masked_sentences": language.masked_sentences(findings),
+            "memory_sentences": language.memory_sentences(findings) if findings.markov else [],
             "language_warnings": language.language_warnings(findings),
             "comparison_sentence": comparison_sentence(findings),
             "comparison_warnings": comparison_warnings(findings),

@@ -20,7 +20,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from genomem.report.benchmarks import METRIC_NAMES, MODELS, best_control, headline, score_rows
 from genomem.report.collect import Curve, Findings
-from genomem.report.language import BACKOFF, BITS, NEURAL, PLAIN, best_markov, bits_rows, has_several_seeds, position_shares
+from genomem.report.language import BACKOFF, BITS, NEURAL, PLAIN, QUOTED, best_markov, bits_rows, has_several_seeds, position_shares
 from genomem.report.recall import recalled
 
 # Okabe and Ito's colour-blind-safe colours, the yellow left out because it is too light for lines.
@@ -57,6 +57,9 @@ STYLE: dict[Any, Any] = {
 }
 
 
+MARKERS = {NEURAL: "o", BACKOFF: "D", PLAIN: "s", QUOTED: "x"}
+
+
 @dataclass(frozen=True)
 class Plot:
     """A figure of the page: its name, what it shows in a line, how to read it, and the SVG element."""
@@ -78,7 +81,7 @@ def bits_plot(findings: Findings) -> Plot:
         for place, row in enumerate(rows):
             if row[kind] is not None:
                 interval = findings.language[row["model"]].result["interval"].get(kind) if row["group"] == NEURAL else None
-                _dot(axis, place, row[kind], interval, _row_colour(findings, row), {NEURAL: "o", BACKOFF: "D", PLAIN: "s"}[row["group"]])
+                _dot(axis, place, row[kind], interval, _row_colour(findings, row), MARKERS[row["group"]])
         if best and best["bits"][kind] is not None:
             axis.axvline(best["bits"][kind], color=GUIDE_COLOUR, linestyle=(0, (4, 3)), linewidth=1, zorder=1)
         axis.set_title(BITS[kind] + (f", {100 * shares[kind]:.1f} %" if kind != "all" else ""), pad=8)

@@ -14,21 +14,22 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from genomem.config import Study, is_bidirectional, stage_digest
-from genomem.data.batches import BASES, LanguageBatch, WindowSampler, language_batch
+from genomem.data.batches import BASES, LanguageBatch, Places, WindowSampler, language_batch
 from genomem.data.genome import open_genome
 from genomem.data.tokenizer import COMPLEMENT, VOCAB_SIZE
 from genomem.errors import GenomemError
 from genomem.files import check_folder, write_json_lines
 from genomem.layout import Layout
-from genomem.models import build_model, count_parameters
+from genomem.models import build_model, count_parameters, kmer_settings
 from genomem.progress import track
 from genomem.record import RunRecord, Stopwatch, describe_environment
 from genomem.training.checkpoint import Checkpoints, save_weights, weights_sha256
 from genomem.training.device import build_accelerator, describe_device
 from genomem.training.interruption import StopRequest, stop_on_signals
+from genomem.training.kmer_counts import held_out_counts, learnt_tables, training_counts
 from genomem.training.masking import MASK_STREAM, VALIDATION_SEED, masked_batch
 from genomem.training.optimizer import build_optimizer, set_learning_rate, warmup_cosine
-from genomem.training.scoring import masked_bits_per_base, spaced_windows, window_bits_per_base
+from genomem.training.scoring import cut_windows, masked_bits_per_base, predict, spaced_places, window_bits_per_base
 
 LOG_EVERY = 25
 
@@ -82,7 +83,8 @@ class Pretraining:
             seed=seed,
         )
         held_out = [genome.bases(chrom) for genome in self.genomes.values() for chrom in genome.chromosomes("validation")]
-        self.validation = spaced_windows(held_out, self.settings.context_bp + 1, self.settings.validation_bp)
+        places = spaced_places(held_out, self.settings.context_bp + 1, self.settings.validation_bp)
+        self.validation = cut_windows(held_out, places, self.settings.context_bp + 1)
         if not len(self.validation):
             raise GenomemError(
                 f"pretrain.context_bp: no validation chromosome has {self.settings.context_bp + 1} bases; shorten the context"
@@ -90,14 +92,26 @@ class Pretraining:
         self.is_masked = is_bidirectional(study.models[name])
         self.kind = "masked_" if self.is_masked else ""
         torch.manual_seed(seed)
-        model = build_model(study.models[name], VOCAB_SIZE, complement=COMPLEMENT)
+        model = build_model(study.models[name], VOCAB_SIZE, complement=COMPLEMENT, bases=BASES)
         optimizer = build_optimizer(
             model, learning_rate=self.settings.learning_rate, weight_decay=self.settings.weight_decay, betas=self.settings.betas
         )
         self.checkpoints = Checkpoints(self.layout.checkpoints(name, seed) / self.digest, self.data)
         self.resumed_from, self.log = self.checkpoints.restore(model, optimizer)
         self.seconds_before = self.log[-1]["seconds"] if self.log else 0.0
+        self.counts, self.validation_counts = self._kmer_counts(held_out, places)
         self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
+
+    def _kmer_counts(self, held_out: list[np.ndarray], places: Places) -> tuple[np.ndarray | None, np.ndarray | None]:
+        """Returns what the k-mer memory knows before each base of training, by step, and of the validation windows; None without one."""
+        memory = getattr(self.study.models[self.name], "kmer_memory", None)
+        if memory is None or memory.start == "empty":
+            return None, None
+        settings, path = kmer_settings(memory), self.checkpoints.folder / "kmer_counts.npy"
+        with self.accelerator.main_process_first():
+            counts = training_counts(settings, self.sampler, self.settings.steps, path, f"{self.title}: k-mer memory")
+        tables = learnt_tables(settings, self.sampler.chromosomes)
+        return counts, held_out_counts(tables, held_out, places, self.settings.context_bp)
 
     @property
     def title(self) -> str:
@@ -166,15 +180,14 @@ class Pretraining:
         """Returns the global batch of a step, the same on every process."""
         windows, settings = self.sampler.windows(step), self.settings
         if not self.is_masked:
-            return language_batch(windows, settings.repeat_weight)
+            return language_batch(windows, settings.repeat_weight, None if self.counts is None else self.counts[step])
         seed = (self.seed, step, MASK_STREAM)
         # The last base of a window is there for a model that predicts the next one.
         return masked_batch(windows[:, :-1], fraction=settings.mask_fraction, repeat_weight=settings.repeat_weight, seed=seed)
 
     def _loss(self, batch: LanguageBatch) -> Tensor:
         """Returns the weighted sum of -ln p over a part of the batch."""
-        output = self.model(batch.tokens)
-        logits = output if self.is_masked else output[0]
+        logits = self.model(batch.tokens) if self.is_masked else predict(self.model, batch)[0]
         nats = F.cross_entropy(logits[..., BASES].float().flatten(0, 1), batch.targets.flatten(), reduction="none")
         return (nats * batch.weights.flatten()).sum()
 
@@ -194,7 +207,8 @@ class Pretraining:
 
     def _next_base_bits(self, rows: slice) -> np.ndarray:
         """Returns bits per base over the second half of some validation windows."""
-        bits = window_bits_per_base(self.bare_model, self.validation[rows], self.accelerator.device)
+        counts = None if self.validation_counts is None else self.validation_counts[rows]
+        bits = window_bits_per_base(self.bare_model, self.validation[rows], self.accelerator.device, counts)
         return bits[:, self.settings.context_bp // 2 :]
 
     def _masked_bits(self, rows: slice) -> np.ndarray:

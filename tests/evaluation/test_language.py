@@ -42,7 +42,7 @@ class Known(nn.Module):
 
 
 def use_model(monkeypatch: pytest.MonkeyPatch, model: nn.Module) -> None:
-    monkeypatch.setattr(module, "build_model", lambda config, vocab_size: model)
+    monkeypatch.setattr(module, "build_model", lambda config, vocab_size, **ids: model)
     monkeypatch.setattr(module, "load_weights", lambda folder, model, **origin: None)
 
 
@@ -127,7 +127,7 @@ def use_seeds(monkeypatch: pytest.MonkeyPatch, bits_of_a: dict[int, float]) -> N
     def load_weights(folder: Path, loaded: nn.Module, **origin: str) -> None:
         loaded.logits = Known(bits_of_a[int(folder.name.removeprefix("seed-"))]).logits
 
-    monkeypatch.setattr(module, "build_model", lambda config, vocab_size: model)
+    monkeypatch.setattr(module, "build_model", lambda config, vocab_size, **ids: model)
     monkeypatch.setattr(module, "load_weights", load_weights)
 
 

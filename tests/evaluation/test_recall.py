@@ -241,7 +241,7 @@ def recall_study(make_study: MakeStudy, seeds: tuple[int, ...] = (0,), **recall:
 def use_copiers(monkeypatch: pytest.MonkeyPatch, distances: dict[str, int]) -> None:
     """Lets `load_weights` set the distance that the copier of a seed's folder looks back."""
     model = Copier(1)
-    monkeypatch.setattr(module, "build_model", lambda config, vocab_size: model)
+    monkeypatch.setattr(module, "build_model", lambda config, vocab_size, **ids: model)
     monkeypatch.setattr(module, "load_weights", lambda folder, model, **origin: setattr(model, "distance", distances[folder.name]))
 
 

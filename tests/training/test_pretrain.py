@@ -275,7 +275,7 @@ def test_validation_reads_the_second_half_of_held_out_windows(make_study: MakeSt
     held_out = [genome.bases("chr3").tobytes() for genome in run.genomes.values()]
     assert all(any(window.tobytes() in chromosome for chromosome in held_out) for window in windows)
     bits = np.tile(np.arange(32, dtype=np.float32), (len(windows), 1))
-    monkeypatch.setattr(module, "window_bits_per_base", lambda model, chunk, device: bits[: len(chunk)])
+    monkeypatch.setattr(module, "window_bits_per_base", lambda model, chunk, device, counts: bits[: len(chunk)])
     assert run._validation_bits() == np.arange(16, 32).mean()
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from genomem.data import tokenizer
 from genomem.data.batches import BASES
-from genomem.training.scoring import score_chromosome, spaced_windows, window_bits_per_base
+from genomem.training.scoring import cut_windows, score_chromosome, spaced_places, window_bits_per_base
 
 CPU = torch.device("cpu")
 CONTEXT = 16
@@ -148,13 +148,15 @@ def test_window_bits() -> None:
 @pytest.mark.parametrize(("total_bp", "count"), [(40, 4), (100, 10), (10**6, 10 + 3), (1, 2)])
 def test_spaced_windows_come_from_everywhere_and_do_not_overlap(total_bp: int, count: int) -> None:
     chromosomes = [np.arange(100, dtype=np.uint8), np.arange(100, 138, dtype=np.uint8), np.arange(200, 205, dtype=np.uint8)]
-    windows = spaced_windows(chromosomes, 10, total_bp)
+    windows = cut_windows(chromosomes, spaced_places(chromosomes, 10, total_bp), 10)
     assert windows.shape == (count, 10)
     assert (np.diff(windows.astype(int), axis=1) == 1).all()
     assert len(np.unique(windows)) == windows.size
     assert {int(window[0]) // 100 for window in windows} == {0, 1}
 
 
-def test_no_chromosome_is_as_long_as_a_window() -> None:
-    assert spaced_windows([np.zeros(5, np.uint8)], 6, 100).shape == (0, 6)
-    assert spaced_windows([], 6, 100).shape == (0, 6)
+@pytest.mark.parametrize("chromosomes", [[np.zeros(5, np.uint8)], []], ids=["too short", "none"])
+def test_no_chromosome_is_as_long_as_a_window(chromosomes: list[np.ndarray]) -> None:
+    places = spaced_places(chromosomes, 6, 100)
+    assert len(places.start) == 0
+    assert cut_windows(chromosomes, places, 6).shape == (0, 6)
