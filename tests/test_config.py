@@ -71,7 +71,7 @@ def refusal(tree: dict[str, Any]) -> str:
         (("benchmarks", "enhancers", "strand"), "stranded", "directory, max_length_bp, metric"),
         (("benchmarks", "enhancers", "sources", 0, "sha"), "sha256", "sha256, url"),
         (("benchmarks", "promoters", "simulate", "length"), "length_bp", "genome, length_bp, task, test, train"),
-        (("models", "titans", "dims"), "dim", "architecture, bidirectional, dim, dropout, kmer_memory"),
+        (("models", "titans", "dims"), "dim", "architecture, bidirectional, dim, dropout, finetune, kmer_memory"),
         (("models", "small_cnn", "pretrained"), "pretrain", "architecture, pretrain"),
         (("models", "titans", "layers", 1, "head"), "heads", "chunk_size, conv_kernel, depth, forget, gradient_block, heads"),
         (("pretrain", "step"), "steps", "accumulation, batch_size, betas"),

@@ -49,7 +49,7 @@ def _chosen_seed(arguments: argparse.Namespace, seeds: Sequence[int], kind: str)
 
 def _validate(arguments: argparse.Namespace) -> None:
     study = read_study(arguments)
-    runs = len(study.models) * len(study.benchmarks) * len(study.seeds)
+    runs = len(study.classifiers) * len(study.benchmarks) * len(study.seeds)
     seeds = len(study.pretrain.seeds)
     pretraining = f"{len(study.pretrained_models) * seeds} pretraining" + (f" ({seeds} seeds)" if seeds > 1 else "")
     print(f"{arguments.study}: a valid study '{study.name}'")
@@ -107,6 +107,8 @@ def _pretrain(arguments: argparse.Namespace) -> None:
 def _finetune(arguments: argparse.Namespace) -> None:
     study = read_study(arguments)
     seed = _chosen_seed(arguments, study.seeds, "seed")
+    if arguments.model not in study.classifiers:
+        raise GenomemError(f"{arguments.study}: models.{arguments.model} has `finetune: false`; it is a language model alone")
     from genomem.training.finetune import finetune
 
     finetune(study, arguments.dataset, arguments.model, seed)

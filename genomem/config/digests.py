@@ -103,7 +103,7 @@ def _pretrain(study: Study, model: str, seed: int | None) -> Any:
     section = study.models[model]
     unread = ["seeds", "checkpoint_every"] if is_bidirectional(section) else ["seeds", "checkpoint_every", "mask_fraction"]
     run = _run(seed, study.pretrain.seeds)
-    return _stage("pretrain", run, _all_but(study.pretrain, *unread), _all_but(section), _bases(study), weights)
+    return _stage("pretrain", run, _all_but(study.pretrain, *unread), _all_but(section, "finetune"), _bases(study), weights)
 
 
 def _run(seed: int | None, seeds: tuple[int, ...]) -> int:
@@ -116,7 +116,7 @@ def _finetune(study: Study, dataset: str, model: str, seed: int | None) -> Any:
     section, run = study.models[model], _run(seed, study.seeds)
     data = [_tokenize_benchmark(study, dataset), _only(study.benchmarks[dataset], "stranded", "metric")]
     start = _pretrain(study, model, study.pretraining_seed(run)) if section.pretrain else None
-    return _stage("finetune", run, start, _all_but(study.finetune), _all_but(section), data)
+    return _stage("finetune", run, start, _all_but(study.finetune), _all_but(section, "kmer_memory"), data)
 
 
 def _evaluate_markov(study: Study) -> Any:

@@ -157,6 +157,7 @@ class SequenceModel(Section):
         None, description="a memory of k-mers beside the network, in pretraining and bits per base; a classifier has none"
     )
     pretrain: bool = Field(True, description="pretrain as a language model first; false trains from scratch on each benchmark")
+    finetune: bool = Field(True, description="fine-tune on each benchmark; false for a model that is a language model alone")
 
     @field_validator("layers", mode="before")
     @classmethod
@@ -167,6 +168,8 @@ class SequenceModel(Section):
 
     @model_validator(mode="after")
     def _check(self) -> SequenceModel:
+        if not (self.pretrain or self.finetune):
+            raise ValueError("finetune: with `pretrain: false` nothing would be trained; make one of the two true")
         if self.kmer_memory and self.bidirectional:
             raise ValueError("kmer_memory: it knows what came before a base, and a bidirectional model has no before; keep one of the two")
         for place, layer in enumerate(self.layers):
@@ -371,6 +374,11 @@ class Study(Section):
     def pretrained_models(self) -> list[str]:
         """Names of the models that are pretrained."""
         return [name for name, model in self.models.items() if model.pretrain]
+
+    @property
+    def classifiers(self) -> list[str]:
+        """Names of the models that are fine-tuned on each benchmark."""
+        return [name for name, model in self.models.items() if not isinstance(model, SequenceModel) or model.finetune]
 
     @property
     def masked_models(self) -> list[str]:

@@ -28,7 +28,9 @@ def back_off(counts: Tensor, strengths: Tensor, log_base: Tensor) -> Tensor:
     """
     below, experts = log_base.exp(), []
     for column, strength in zip(counts.to(log_base.dtype).unbind(-2), strengths.unbind(0), strict=True):
-        below = (column + strength * below) / (column.sum(-1, keepdim=True) + strength)
+        seen = column.sum(-1, keepdim=True)
+        # In this form a context that was never seen adds exactly nothing, and gives its strength no gradient of rounding errors.
+        below = below + (column - seen * below) / (seen + strength)
         experts.append(below)
     # A network can give a base no probability at all, and then no order that has not seen it does.
     return torch.stack(experts, dim=-2).clamp_min(torch.finfo(log_base.dtype).tiny).log()

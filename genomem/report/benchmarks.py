@@ -40,7 +40,7 @@ def is_above_controls(findings: Findings, dataset: str, model: str) -> bool:
 def score_rows(findings: Findings, dataset: str) -> list[Row]:
     """Returns one row a model, in the study's order, then one row a control."""
     metric = headline(findings, dataset)
-    rows = [_model_row(model, findings.classification[dataset, model].result, metric) for model in findings.models]
+    rows = [_model_row(model, findings.classification[dataset, model].result, metric) for model in findings.classifiers]
     result = findings.controls[dataset].result
     for name in CONTROL_NAMES:
         scores = result["controls"][name]
@@ -103,7 +103,7 @@ def overview_table(findings: Findings) -> Table:
     rows = []
     for dataset in findings.datasets:
         metric, (control, score) = headline(findings, dataset), best_control(findings, dataset)
-        for model in findings.models:
+        for model in findings.classifiers:
             result = findings.classification[dataset, model].result
             mean = result["mean"][metric]
             rows.append(
@@ -154,7 +154,7 @@ def dataset_warnings(findings: Findings, dataset: str) -> list[str]:
     """Returns a sentence for each model that the controls' best is not clearly below."""
     metric, (control, score) = headline(findings, dataset), best_control(findings, dataset)
     name, warnings = METRIC_NAMES[metric], []
-    for model in findings.models:
+    for model in findings.classifiers:
         if not is_above_controls(findings, dataset, model):
             low, high = findings.classification[dataset, model].result["interval"][metric]
             warnings.append(

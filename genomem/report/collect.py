@@ -65,6 +65,11 @@ class Findings:
         return list(self.study.benchmarks)
 
     @property
+    def classifiers(self) -> list[str]:
+        """Names of the models that are fine-tuned, in the study's order."""
+        return self.study.classifiers
+
+    @property
     def models(self) -> list[str]:
         """Names of the models, in the study's order."""
         return list(self.study.models)
@@ -79,7 +84,7 @@ def collect(study: Study, study_path: Path) -> Findings:
     """
     layout, reader = Layout(study), _Reader(study, study_path)
     scored, starts = study.language_models, [(model, seed) for model in study.pretrained_models for seed in study.pretrain.seeds]
-    pairs = [(dataset, model) for dataset in study.benchmarks for model in study.models]
+    pairs = [(dataset, model) for dataset in study.benchmarks for model in study.classifiers]
     runs = [(dataset, model, seed) for dataset, model in pairs for seed in study.seeds]
     findings = Findings(
         study=study,

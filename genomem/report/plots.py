@@ -181,7 +181,7 @@ def scores_plot(findings: Findings, dataset: str) -> Plot:
         axis.plot(seeds, [place + 0.28] * len(seeds), "o", color=colour, alpha=0.5, markersize=3.5, markeredgewidth=0, zorder=2)
         _dot(axis, place, row[metric], row["interval"], colour, "o" if is_model else "s")
     axis.axvline(score, color=GUIDE_COLOUR, linestyle=(0, (4, 3)), linewidth=1, zorder=1)
-    axis.axhline(len(findings.models) - 0.5, color=GUIDE_COLOUR, linewidth=0.8)
+    axis.axhline(len(findings.classifiers) - 0.5, color=GUIDE_COLOUR, linewidth=0.8)
     axis.set_xlabel(METRIC_NAMES[metric])
     _label_rows(axis, [row["row"] for row in rows])
     label = "; ".join(f"{row['row']} {row[metric]:.3f}" for row in rows if row.get(metric) is not None)
@@ -194,7 +194,7 @@ def scores_plot(findings: Findings, dataset: str) -> Plot:
 @rc_context(STYLE)
 def finetuning_plot(findings: Findings, dataset: str) -> Plot:
     """Draws the validation score at each epoch, one panel a model, one line a seed; a dot is the epoch that was kept."""
-    metric, models = headline(findings, dataset), findings.models
+    metric, models = headline(findings, dataset), findings.classifiers
     columns = min(4, len(models))
     figure, axes = _figure(190 * -(-len(models) // columns) + 20, -(-len(models) // columns), columns, sharex=True, sharey=True)
     for axis, model in zip(axes, models, strict=False):

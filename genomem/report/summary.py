@@ -67,7 +67,7 @@ def _gap(bits: float, rival: float) -> str:
 def _benchmarks(findings: Findings) -> list[str]:
     if not findings.datasets:
         return ["The study has no benchmarks."]
-    above = [d for d in findings.datasets if any(is_above_controls(findings, d, model) for model in findings.models)]
+    above = [d for d in findings.datasets if any(is_above_controls(findings, d, model) for model in findings.classifiers)]
     if len(findings.datasets) <= MAX_NAMED // 2:
         return [_dataset(findings, dataset) for dataset in findings.datasets]
     below = [dataset for dataset in findings.datasets if dataset not in above]
@@ -77,7 +77,7 @@ def _benchmarks(findings: Findings) -> list[str]:
 
 def _dataset(findings: Findings, dataset: str) -> str:
     metric, (control, score) = headline(findings, dataset), best_control(findings, dataset)
-    results = {model: findings.classification[dataset, model].result for model in findings.models}
+    results = {model: findings.classification[dataset, model].result for model in findings.classifiers}
     best = max(results, key=lambda model: results[model]["mean"][metric])
     low, high = results[best]["interval"][metric]
     show = fixed(3)

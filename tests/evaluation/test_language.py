@@ -37,7 +37,8 @@ class Known(nn.Module):
         self.logits = torch.zeros(tokenizer.VOCAB_SIZE)
         self.logits[tokenizer.A : tokenizer.T + 1] = torch.tensor([p, *[(1 - p) / 3] * 3]).log()
 
-    def forward(self, tokens: Tensor) -> tuple[Tensor, None]:
+    def forward(self, tokens: Tensor, *, counts: Tensor | None = None) -> tuple[Tensor, None]:
+        self.counts = counts
         return self.logits.expand(*tokens.shape, -1), None
 
 
@@ -267,3 +268,24 @@ def test_a_record_without_test_positions_of_a_chromosome(tiny_study: Study, monk
     write_markov(tiny_study, order0=2.0)
     evaluate_language(tiny_study, "titans")
     assert read_result(tiny_study)["chromosomes"] == {"beta:chr4": pytest.approx(2.0)}
+
+
+def test_a_kmer_memory_has_read_all_but_the_test_chromosomes_and_its_size_is_recorded(
+    make_study: Callable[..., Study], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    orders = {"kmer_memory": {"orders": [2, 13], "slot_bits": 14}}
+    study = make_study(models={"titans": orders})
+    write_markov(study, first=2.0)
+    use_model(monkeypatch, Known(2.0))
+    learnt: list[np.ndarray] = []
+    build = module.learnt_tables
+    monkeypatch.setattr(module, "learnt_tables", lambda settings, known: build(settings, learnt.extend(known) or learnt))
+    evaluate_language(study, "titans")
+    genomes = [Genome(Layout(study).genome_store(name)) for name in study.genomes]
+    expected = [genome.bases(chrom) for names in (("chr1", "chr2"), ("chr3",)) for genome in genomes for chrom in names]
+    assert [bases.tobytes() for bases in learnt] == [bases.tobytes() for bases in expected]
+    found = RunRecord.read(Layout(study).language("titans")).result["kmer_memory"]
+    assert found["state_bytes"] > 4**2 * 8 + 2**14 * 12
+    # Both strands of seven thousand bases fill nearly every context of two bases, and not a sixteenth of 4^7 places.
+    assert found["load"]["2"] == 1
+    assert 0.2 < found["load"]["13"] < 0.6

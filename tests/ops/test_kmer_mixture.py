@@ -34,9 +34,12 @@ def test_each_column_backs_off_to_the_one_before_it(counts: Tensor, network: Ten
             torch.testing.assert_close(found[row, column].exp(), torch.tensor(below, dtype=torch.float64), rtol=1e-12, atol=0)
 
 
-def test_without_counts_all_columns_say_what_the_network_says(network: Tensor) -> None:
-    found = back_off(torch.zeros(3, 5, 4), STRENGTHS, network)
+def test_without_counts_all_columns_say_what_the_network_says_and_their_strengths_stay(network: Tensor) -> None:
+    strengths = STRENGTHS.clone().requires_grad_()
+    found = back_off(torch.zeros(3, 5, 4), strengths, network)
     torch.testing.assert_close(found, network[:, None].expand(3, 5, 4))
+    found[..., 0].sum().backward()
+    assert torch.equal(strengths.grad, torch.zeros(5, dtype=torch.float64))
 
 
 def test_a_base_without_any_probability_leaves_gradients_finite() -> None:

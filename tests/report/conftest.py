@@ -108,7 +108,7 @@ class _Writer:
         for dataset in self.study.benchmarks:
             self._benchmark(dataset)
             self._controls(dataset)
-            for model in self.study.models:
+            for model in self.study.classifiers:
                 self._classification(dataset, model)
         if self.study.is_simulated:
             self._record(self.layout.simulation_record, "simulate", {"genomes": len(self.study.genomes)})

@@ -402,6 +402,35 @@ def test_a_study_of_bidirectional_models_alone(write_study):
     assert [title for title in MASKED_COLUMNS if title in titles] == MASKED_COLUMNS[1:]
 
 
+QUOTED = {"name": "GeCo3 -l 12", "bits_per_base": 1.8116, "protocol": "XV and XVI given I to XIV, one run."}
+
+
+def test_quoted_figures_stand_under_those_that_were_measured_and_say_where_they_are_from(write_study):
+    page = Reader(write_study(evaluate={"quoted": [QUOTED]}).report())
+    rows = [[cell.strip() for cell in row] for row in page.tables["language_bits"]["rows"]]
+    assert rows[-2] == ["Quoted, not measured here"]
+    assert rows[-1][:3] == ["GeCo3 -l 12", "–", "1.8116"]
+    assert "GeCo3 -l 12, 1.8116 bits per base, is quoted: XV and XVI given I to XIV, one run." in page.text
+
+
+def test_a_kmer_memory_states_its_bytes_and_its_protocol(write_study):
+    written = write_study()
+    assert "k-mer tables" not in Reader(written.report()).text
+    written.edit(written.layout.language("titans_lmm"), {"result": {"kmer_memory": {"state_bytes": 3 * 2**20, "load": {"11": 0.5}}}})
+    page = Reader(written.report())
+    assert page.cells("language_bits")["titans_lmm"][1] == "3 MiB"
+    assert page.cells("language_bits")["attention"][1] == "–"
+    assert "titans_lmm has a k-mer memory beside the network. It has read the training and the validation chromosomes" in page.text
+
+
+def test_a_model_that_is_a_language_model_alone_stands_in_no_benchmark_table(write_study):
+    models = {"titans_lmm": {"layers": ["titans_lmm"]}, "attention": {"layers": ["attention"], "finetune": False}}
+    page = Reader(write_study(models=models).report())
+    assert "attention" in page.cells("language_bits")
+    assert "attention" not in page.cells("scores_coding")
+    assert "titans_lmm" in page.cells("scores_coding")
+
+
 def test_positions_that_do_not_exist_are_dashes(write_study):
     written = write_study(benchmarks={})
     absent = {"bits": {"repeat": None, "sure": None}}

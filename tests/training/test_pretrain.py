@@ -28,6 +28,13 @@ from genomem.training.pretrain import Pretraining, pretrain
 
 MakeStudy = Callable[..., Study]
 
+KMER: dict[str, Any] = {
+    "dim": 8,
+    "layers": [{"mixer": "titans_lmm", "heads": 2, "chunk_size": 8}],
+    "dropout": 0.1,
+    "kmer_memory": {"orders": [2, 4, 13], "slot_bits": 10, "use": "both"},
+}
+
 BOTH_WAYS = {"dim": 8, "layers": [{"mixer": "attention", "heads": 2}], "stem_kernel": 3, "dropout": 0.1, "bidirectional": True}
 
 
@@ -280,9 +287,10 @@ def test_validation_reads_the_second_half_of_held_out_windows(make_study: MakeSt
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("model", ["titans", "both_ways"])
+@pytest.mark.parametrize("model", ["titans", "both_ways", "kmer"])
 def test_two_processes_equal_one(make_study: MakeStudy, study_file: Callable[[Study], Path], model: str) -> None:
-    study = make_study(models={"titans": {"dropout": 0.0}, "both_ways": BOTH_WAYS | {"dropout": 0.0}}, pretrain={"steps": 6})
+    models = {"titans": {}, "both_ways": BOTH_WAYS, "kmer": KMER}
+    study = make_study(models={name: section | {"dropout": 0.0} for name, section in models.items()}, pretrain={"steps": 6})
     one, two = in_folder(study, "one"), in_folder(study, "two")
     pretrain(one, model, 0)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
@@ -297,6 +305,25 @@ def test_two_processes_equal_one(make_study: MakeStudy, study_file: Callable[[St
     for row, other in zip(read_log(one, model), read_log(two, model), strict=True):
         assert row == pytest.approx(other, abs=1e-4)
     assert "weights_sha256" in dataclasses.asdict(read_record(two, model))["result"]
+
+
+@pytest.mark.parametrize("start", ["genome", "empty"])
+def test_a_stopped_run_with_a_kmer_memory_goes_on_to_the_same_bits(
+    start: str, make_study: MakeStudy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = make_study(models={"kmer": KMER | {"kmer_memory": KMER["kmer_memory"] | {"start": start}}})
+    whole = in_folder(study, "whole")
+    pretrain(whole, "kmer", 0)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        stop_after(patch, 6, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        pretrain(study, "kmer", 0)
+    counts = list(Layout(study).checkpoints("kmer", 0).rglob("*.npy"))
+    assert [path.name for path in counts] == ["kmer_counts.npy"] * (start == "genome")
+    pretrain(study, "kmer", 0)
+    assert read_record(study, "kmer").run["resumed_from_step"] == 7
+    assert read_record(study, "kmer").result == read_record(whole, "kmer").result
+    assert read_log(study, "kmer") == read_log(whole, "kmer")
+    assert not any(path.exists() for path in counts)
 
 
 def test_a_masked_run_records_scores_under_names_of_their_own(make_study: MakeStudy, monkeypatch: pytest.MonkeyPatch) -> None:

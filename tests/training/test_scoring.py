@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from genomem.data import tokenizer
 from genomem.data.batches import BASES
+from genomem.ops.kmer_memory import KmerSettings, recurrent_kmer_memory
+from genomem.training.kmer_counts import base_numbers, learnt_tables
 from genomem.training.scoring import cut_windows, score_chromosome, spaced_places, window_bits_per_base
 
 CPU = torch.device("cpu")
@@ -45,6 +47,15 @@ class OrderTwo(nn.Module):
         return expected
 
 
+class Recites(nn.Module):
+    """Predicts what the highest order of a k-mer memory has counted, each base once more."""
+
+    def forward(self, tokens: Tensor, *, counts: Tensor) -> tuple[Tensor, None]:
+        logits = torch.zeros(*tokens.shape, tokenizer.VOCAB_SIZE)
+        logits[..., BASES] = (counts[..., -1, :] + 1).log()
+        return logits, None
+
+
 class CountsContext(nn.Module):
     """Gives the base after k tokens of context a probability that tells k."""
 
@@ -52,6 +63,21 @@ class CountsContext(nn.Module):
         logits = torch.zeros(*tokens.shape, tokenizer.VOCAB_SIZE)
         logits[..., tokenizer.A] = -torch.arange(1, tokens.shape[1] + 1).float()
         return logits, None
+
+
+@pytest.mark.parametrize("length", [2, CONTEXT, 3 * CONTEXT + 5, 500])
+@pytest.mark.parametrize("context", [CONTEXT, 5])
+@pytest.mark.parametrize("batch_size", [1, 7])
+def test_a_kmer_memory_learns_along_the_chromosome_whatever_the_windows(length: int, context: int, batch_size: int) -> None:
+    settings = KmerSettings(orders=(1, 3))
+    before, bases = random_bases(300), random_bases(length)
+    memory, expected = learnt_tables(settings, [before]), np.full(length, np.nan)
+    counts, _ = recurrent_kmer_memory(learnt_tables(settings, [before]), base_numbers(bases))
+    for i, number in enumerate(base_numbers(bases)):
+        if i and number < 4:
+            expected[i] = -math.log2((counts[i, -1, number] + 1) / (counts[i, -1].sum() + 4))
+    bits = score_chromosome(Recites(), bases, context_bp=context, batch_size=batch_size, device=CPU, memory=memory)
+    np.testing.assert_allclose(bits, expected, rtol=1e-5)
 
 
 def random_bases(length: int, letters: str = "ACGTacgtN") -> np.ndarray:

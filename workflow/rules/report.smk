@@ -18,12 +18,12 @@ rule report:
         finetuned=[
             file
             for dataset in study.benchmarks
-            for model in study.models
+            for model in study.classifiers
             for seed in study.seeds
             for file in trained(layout.finetuned(dataset, model, seed))[2:]
         ],
         controls=[layout.controls(dataset) for dataset in study.benchmarks],
-        classification=[layout.classification(dataset, model) for dataset in study.benchmarks for model in study.models],
+        classification=[layout.classification(dataset, model) for dataset in study.benchmarks for model in study.classifiers],
     output:
         page=report(
             layout.report,
