@@ -21,7 +21,7 @@ from genomem.errors import GenomemError
 from genomem.files import read_json, write_json
 
 SCHEMA = 1
-PACKAGES = ("genomem", "torch", "accelerate", "numpy", "scikit-learn", "biopython", "pyfaidx", "snakemake", "safetensors")
+PACKAGES = ("genomem", "torch", "accelerate", "numpy", "numba", "scikit-learn", "biopython", "pyfaidx", "snakemake", "safetensors")
 
 
 @dataclass(frozen=True)

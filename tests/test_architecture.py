@@ -28,7 +28,7 @@ FLOORS = {
     "metrics": {"errors"},
     "training": {"metrics", "models", "layers", "ops", "data"} | GROUND,
     "evaluation": {"metrics", "training", "models", "layers", "ops", "data"} | GROUND,
-    "analysis": {"evaluation", "metrics", "training", "models", "layers", "ops", "data"} | GROUND,
+    "analysis": {"report", "evaluation", "metrics", "training", "models", "layers", "ops", "data"} | GROUND,
     "report": {"errors", "files", "config", "layout", "record"},
     "bench": {"evaluation", "training", "models", "layers", "ops", "data", "report"} | GROUND,
     "cli": {"analysis", "evaluation", "training", "models", "layers", "ops", "data", "report", "bench"} | GROUND,

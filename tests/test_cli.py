@@ -22,9 +22,10 @@ from genomem.record import RunRecord
 MakeStudy = Callable[..., Study]
 ROOT = Path(cli.__file__).parents[2]
 
-VERBS = ["validate", "simulate", "download", "tokenize", "pretrain", "finetune", "evaluate", "report", "bench"]
+OTHER_VERBS = ["memorize", "compress-score", "inspect", "bench"]
+VERBS = ["validate", "simulate", "download", "tokenize", "pretrain", "finetune", "evaluate", "report", *OTHER_VERBS]
 TASKS = ["markov", "language", "comparison", "recall", "controls", "classification"]
-COMMANDS = [[verb] for verb in VERBS] + [["evaluate", task] for task in TASKS]
+COMMANDS = [[verb] for verb in VERBS] + [["evaluate", task] for task in TASKS] + [["inspect", "kmer"]]
 
 STAGES = [
     ["pretrain", "--model", "titans"],
@@ -71,7 +72,8 @@ def test_help(command: list[str], capsys: pytest.CaptureFixture) -> None:
     assert stop.value.code == EXIT_OK
     shown = capsys.readouterr().out
     assert shown.startswith(f"usage: {' '.join(['genomem', *command])}")
-    listed = {"": VERBS, "evaluate": TASKS, "bench": ["memory"]}.get(" ".join(command), ["STUDY"])
+    others = {"memorize": ["FASTA"], "compress-score": ["FASTA"], "inspect": ["kmer"], "inspect kmer": ["FILE"], "bench": ["memory"]}
+    listed = ({"": VERBS, "evaluate": TASKS} | others).get(" ".join(command), ["STUDY"])
     assert all(word in shown for word in listed)
 
 
@@ -194,6 +196,15 @@ def test_the_only_pretraining_seed_may_be_left_out(
     monkeypatch.setattr(module, "pretrain", lambda study, name, seed: asked.append((name, seed)))
     assert main(["pretrain", str(study_file(make_study(pretrain={"seeds": [5]}))), "--model", "titans", *option]) == EXIT_OK
     assert asked == [("titans", expected)]
+
+
+def test_fine_tuning_a_language_model_alone(
+    make_study: MakeStudy, study_file: Callable[[Study], Path], capsys: pytest.CaptureFixture
+) -> None:
+    path = study_file(make_study(models={"titans": {"finetune": False}}))
+    capsys.readouterr()
+    assert main(["finetune", str(path), "--model", "titans", "--dataset", "composition", "--seed", "0"]) == EXIT_USER_ERROR
+    assert line(capsys) == f"{path}: models.titans has `finetune: false`; it is a language model alone"
 
 
 @pytest.mark.parametrize("task", ["language", "recall"])

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 
 from genomem import __version__
-from genomem.cli import bench, evaluate, inspect, stages
+from genomem.cli import bench, evaluate, inspect, kmer, stages
 from genomem.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_USER_ERROR, GenomemError
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -52,6 +52,7 @@ def _parser() -> argparse.ArgumentParser:
     stages.add_verbs(verbs)
     evaluate.add_tasks(verbs.add_parser("evaluate", help="the final evaluation: held-out chromosomes, test sets, controls"))
     stages.add_report(verbs)
+    kmer.add_verbs(verbs)
     inspect.add_topics(verbs.add_parser("inspect", help="not a stage: look into what a memory holds"))
     bench.add_topics(verbs.add_parser("bench", help="not a stage: speed and memory against peers and floors"))
     return parser

@@ -94,7 +94,7 @@ def evaluate_language(study: Study, name: str) -> None:
 
 
 def _genome_memory(study: Study, name: str, genomes: dict[str, Genome]) -> KmerTables | None:
-    """Returns the k-mer memory of a model after the training and validation chromosomes; None where it has none, or one that starts empty.
+    """Returns the k-mer memory of a model after the training and validation chromosomes; None without one, or for one that starts empty.
 
     It goes on learning along the test chromosomes, as the compressors do that it is held against: each base is predicted before it is learnt.
     """

@@ -4,12 +4,26 @@ from typing import Any
 
 from genomem.errors import GenomemError
 from genomem.layers.attention import Attention
+from genomem.layers.block_sparse_attention import BlockSparseAttention
 from genomem.layers.convolution import CausalConv
+from genomem.layers.delta_net import DeltaNet, GatedDeltaNet
+from genomem.layers.gated_deltanet_h2 import GatedDeltaNetH2
+from genomem.layers.hippo_ssm import HippoSSM
+from genomem.layers.hyena import Hyena
+from genomem.layers.linear_attention import GLA, LinearAttention, RetNet
+from genomem.layers.lstm import LSTM
+from genomem.layers.mamba import Mamba
+from genomem.layers.mamba2 import Mamba2
 from genomem.layers.mixer import Mixer
+from genomem.layers.rmt import RMT
+from genomem.layers.samba import Samba
+from genomem.layers.sequence_dimension import SequenceDimension
+from genomem.layers.titans_hippo_mac import TitansHippoMAC
 from genomem.layers.titans_lmm import TitansLMM
 from genomem.layers.titans_mac import TitansMAC
 from genomem.layers.titans_mag import TitansMAG
 from genomem.layers.titans_mal import TitansMAL
+from genomem.layers.ttt import TTTMLP, TTTLinear
 
 MIXERS: dict[str, type[Mixer]] = {
     "titans_lmm": TitansLMM,
@@ -18,6 +32,24 @@ MIXERS: dict[str, type[Mixer]] = {
     "titans_mal": TitansMAL,
     "attention": Attention,
     "causal_conv": CausalConv,
+    "linear_attention": LinearAttention,
+    "retnet": RetNet,
+    "gla": GLA,
+    "mamba2": Mamba2,
+    "deltanet": DeltaNet,
+    "gated_deltanet": GatedDeltaNet,
+    "gated_deltanet_h2": GatedDeltaNetH2,
+    "ttt_linear": TTTLinear,
+    "ttt_mlp": TTTMLP,
+    "mamba": Mamba,
+    "samba": Samba,
+    "hyena": Hyena,
+    "rmt": RMT,
+    "lstm": LSTM,
+    "block_sparse_attention": BlockSparseAttention,
+    "sequence_dimension": SequenceDimension,
+    "hippo_ssm": HippoSSM,
+    "titans_hippo_mac": TitansHippoMAC,
 }
 
 
