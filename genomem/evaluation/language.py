@@ -96,7 +96,7 @@ def evaluate_language(study: Study, name: str) -> None:
 def _genome_memory(study: Study, name: str, genomes: dict[str, Genome]) -> KmerTables | None:
     """Returns the k-mer memory of a model after the training and validation chromosomes; None without one, or for one that starts empty.
 
-    It goes on learning along the test chromosomes, as the compressors do that it is held against: each base is predicted before it is learnt.
+    It goes on learning along the test chromosomes, as compressors do: each base is predicted before it is learnt.
     """
     memory = getattr(study.models[name], "kmer_memory", None)
     if memory is None or memory.start == "empty":
