@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from fnmatch import fnmatch
 from pathlib import Path
@@ -142,6 +143,44 @@ def test_wrong_value_names_path_and_value(path: tuple, value: Any, words: list[s
     message = refusal(edited(*path, value=value))
     assert message.startswith(words[0])
     assert all(word in message for word in words), message
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"orders": [12, 11]}, "orders: each must be larger than the one before"),
+        ({"tolerant_orders": [13]}, "tolerant_orders: each must be one of `orders`, once"),
+        ({"orders": [11, 24], "slot_bits": 20}, "slot_bits: order 24 needs at least 21"),
+        ({"orders": [13, 14], "slot_bits": 28}, "slot_bits: the lowest order above 12 has no more than 2 to the power of 26 contexts"),
+    ],
+    ids=lambda value: "" if isinstance(value, str) else "-".join(value),
+)
+def test_a_kmer_memory_that_cannot_be(changes: dict, words: str) -> None:
+    assert refusal(edited("models", "titans", "kmer_memory", value=changes)).startswith(f"models.titans.kmer_memory: {words}")
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"bidirectional": True, "kmer_memory": {}}, "kmer_memory: it knows what came before a base"),
+        ({"pretrain": False, "kmer_memory": {}}, "kmer_memory: a model with `pretrain: false` is a classifier"),
+        ({"pretrain": False, "finetune": False}, "finetune: with `pretrain: false` nothing would be trained"),
+    ],
+    ids=lambda value: "" if isinstance(value, str) else "-".join(value),
+)
+def test_a_model_that_contradicts_itself(changes: dict, words: str) -> None:
+    assert refusal(edited("models", "new", value={"layers": ["causal_conv"]} | changes)).startswith(f"models.new: {words}")
+
+
+def test_benchmarks_without_a_model_to_fine_tune() -> None:
+    tree = copy.deepcopy(FULL) | {"models": {"alone": {"layers": ["causal_conv"], "finetune": False}}, "evaluate": {}}
+    assert "benchmarks: every model has `finetune: false`" in refusal(tree)
+
+
+def test_block_sparse_attention_is_not_scored_at_distances_that_it_was_not_trained_on() -> None:
+    tree = edited("models", "new", value={"layers": ["block_sparse_attention"]})
+    tree["evaluate"] = tree.get("evaluate", {}) | {"context_bp": 4 * tree.get("pretrain", {}).get("context_bp", 1024)}
+    assert "the attention of models." in refusal(tree)
 
 
 def test_unknown_mixer_lists_the_known() -> None:
@@ -410,6 +449,9 @@ ENHANCERS = ["finetune:enhancers:*", "evaluate_classification:enhancers:*"]
         ({"models": {"new": {"layers": ["attention"]}}}, ["evaluate_comparison"]),
         ({"models": {"titans": {"dim": 64}}}, TITANS),
         ({"models": {"titans": {"layers": ["titans_lmm"]}}}, TITANS),
+        ({"models": {"titans": {"kmer_memory": {}}}}, TITANS),
+        ({"models": {"titans": {"finetune": False}}}, []),
+        ({"evaluate": {"quoted": [{"name": "a", "bits_per_base": 1.9, "protocol": "b"}]}}, []),
         ({"genomes": {"yeast": {"weight": 2}}}, PRETRAINED),
         ({"genomes": {"yeast": {"test": ["VI"]}}}, [*PRETRAINED, "evaluate_markov", "tokenize_genome:yeast"]),
         ({"genomes": {"yeast": {"sources": ["b.fa"]}}}, [*PRETRAINED, "evaluate_markov", "*_genome:yeast"]),

@@ -19,15 +19,16 @@ import torch
 from genomem.analysis.compressors import Size, compressed_sizes
 from genomem.analysis.kmer_compressor import NO_BASE, PIECE_BP, KmerCompressor, Prediction
 from genomem.analysis.kmer_scores import Scores
-from genomem.analysis.kmer_tables import allocate, build_settings, load_tables, table_sources
+from genomem.analysis.kmer_tables import build_settings, load_tables, table_sources
 from genomem.data.fasta import combine_sha256, read_fasta, record_sha256
+from genomem.data.tokenizer import base_codes
 from genomem.errors import GenomemError
 from genomem.evaluation.markov_models import SURE_PROBABILITY
 from genomem.files import make_folder, write_json
 from genomem.ops.kmer_memory import KmerTables
 from genomem.progress import track
 from genomem.record import Stopwatch, describe_environment
-from genomem.training.kmer_counts import base_numbers
+from genomem.training.kmer_counts import empty_tables
 
 SCHEMA = 1
 TOPIC = "compress_score"
@@ -119,7 +120,7 @@ def read_source(path: Path, chromosomes: Sequence[str] = ()) -> Source:
     for name, sequence, _ in track(read_fasta(path), f"read {path.name}", unit="records"):
         rows.append((name, len(sequence), record_sha256(sequence)))
         if not chromosomes or name in chromosomes:
-            records.append((name, base_numbers(np.frombuffer(sequence, np.uint8))))
+            records.append((name, base_codes(np.frombuffer(sequence, np.uint8))))
     names = [name for name, *_ in rows]
     for chrom in chromosomes:
         if chrom not in names:
@@ -141,7 +142,7 @@ def _data(request: Request, target: Source, given: Sequence[Source]) -> dict[str
 def _tables(request: Request, bases: int) -> KmerTables:
     if request.memory is not None:
         return load_tables(request.memory)
-    return allocate(build_settings(bases, orders=ORDERS, tolerant_orders=TOLERANT_ORDERS))
+    return empty_tables(build_settings(bases, orders=ORDERS, tolerant_orders=TOLERANT_ORDERS))
 
 
 def _score(compressor: KmerCompressor, target: Source, given: Sequence[Source]) -> Scores:

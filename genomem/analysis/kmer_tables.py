@@ -15,13 +15,14 @@ from safetensors import SafetensorError, safe_open
 
 from genomem import __version__
 from genomem.data.fasta import combine_sha256, open_packed, read_fasta, record_sha256
+from genomem.data.tokenizer import base_codes
 from genomem.errors import GenomemError
 from genomem.files import atomic_path, check_folder
-from genomem.ops.kmer_memory import KmerSettings, KmerTables, new_tables, table_statistics, tables_from_arrays, write_kmers
+from genomem.ops.kmer_memory import KmerSettings, KmerTables, table_statistics, tables_from_arrays, write_kmers
 from genomem.ops.kmer_memory.settings import DIRECT_ORDER
 from genomem.ops.kmer_memory.tables import DROPPED, USED
 from genomem.progress import track
-from genomem.training.kmer_counts import PIECE_BP, base_numbers
+from genomem.training.kmer_counts import PIECE_BP, empty_tables
 
 FORMAT = "genomem k-mer tables 1"
 MOST_LOAD = 0.75
@@ -95,7 +96,7 @@ def memorize(fastas: Sequence[Path], out: Path, settings: KmerSettings) -> Learn
     check_folder(out.parent)
     if out.is_dir():
         raise GenomemError(f"{out}: is a folder; name the file to write in it")
-    began, tables = time.perf_counter(), allocate(settings)
+    began, tables = time.perf_counter(), empty_tables(settings)
     bases, sources = 0, []
     for fasta in fastas:
         rows: list[tuple[str, int, str]] = []
@@ -107,24 +108,12 @@ def memorize(fastas: Sequence[Path], out: Path, settings: KmerSettings) -> Learn
     return Learnt(bases, tables.state_bytes, time.perf_counter() - began, dropped)
 
 
-def allocate(settings: KmerSettings) -> KmerTables:
-    """Returns empty tables.
-
-    Raises:
-        GenomemError: They do not fit in memory.
-    """
-    try:
-        return new_tables(settings)
-    except MemoryError:
-        raise GenomemError(f"tables of {settings.slot_bits} slot bits do not fit in memory; give fewer --slot-bits or --orders") from None
-
-
 def _learnt_pieces(fasta: Path, tables: KmerTables, rows: list[tuple[str, int, str]]) -> Iterator[int]:
     """Learns a FASTA, yields how many A, C, G and T each piece had, and adds (name, length, sha256) of each record to `rows`."""
     for name, sequence, _ in read_fasta(fasta):
         letters, stream = np.frombuffer(sequence, np.uint8), None
         for start in range(0, len(letters), PIECE_BP):
-            codes = base_numbers(letters[start : start + PIECE_BP])
+            codes = base_codes(letters[start : start + PIECE_BP])
             stream = write_kmers(tables, codes, state=stream)
             yield int(np.count_nonzero(codes < 4))
         rows.append((name, len(sequence), record_sha256(sequence)))

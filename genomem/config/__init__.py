@@ -4,6 +4,7 @@ Snakemake and the command line read it through the same schema; `stage_digest` s
 """
 
 from genomem.config.digests import STAGE_VERSIONS, STAGES, stage_digest
+from genomem.config.kmer_memory import KmerMemory
 from genomem.config.mixers import MIXER_OPTIONS, Attention, CausalConv, Layer, TitansLMM
 from genomem.config.reading import DEFAULT_STUDY, dump_study, load_study, merge, parse_study
 from genomem.config.schema import (
@@ -12,7 +13,6 @@ from genomem.config.schema import (
     Evaluate,
     Finetune,
     Genome,
-    KmerMemory,
     Model,
     Pretrain,
     Quoted,

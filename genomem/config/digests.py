@@ -116,7 +116,7 @@ def _finetune(study: Study, dataset: str, model: str, seed: int | None) -> Any:
     section, run = study.models[model], _run(seed, study.seeds)
     data = [_tokenize_benchmark(study, dataset), _only(study.benchmarks[dataset], "stranded", "metric")]
     start = _pretrain(study, model, study.pretraining_seed(run)) if section.pretrain else None
-    return _stage("finetune", run, start, _all_but(study.finetune), _all_but(section, "kmer_memory"), data)
+    return _stage("finetune", run, start, _all_but(study.finetune), _all_but(section, "finetune", "kmer_memory"), data)
 
 
 def _evaluate_markov(study: Study) -> Any:

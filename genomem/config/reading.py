@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import yaml
 from pydantic import ValidationError
 
+from genomem.config.kmer_memory import KmerMemory
 from genomem.config.mixers import MIXER_OPTIONS
 from genomem.config.schema import (
     CNN,
@@ -17,7 +18,6 @@ from genomem.config.schema import (
     Evaluate,
     Finetune,
     Genome,
-    KmerMemory,
     Pretrain,
     Quoted,
     Recall,

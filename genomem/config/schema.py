@@ -10,7 +10,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from genomem.config.mixers import Attention, Layer, TitansMAC
+from genomem.config.kmer_memory import KmerMemory
+from genomem.config.mixers import Attention, BlockSparseAttention, Layer, TitansMAC
 from genomem.config.section import Section
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=80)]
@@ -105,39 +106,6 @@ def _relative(value: str | None) -> str | None:
     return value
 
 
-class KmerMemory(Section):
-    """A Titans memory with sparse keys beside a causal model: what has followed each context of k bases so far."""
-
-    orders: tuple[Annotated[int, Field(ge=1, le=24)], ...] = Field((11, 12, 14, 16, 20, 24), min_length=1, description="k; rising")
-    tolerant_orders: tuple[int, ...] = Field((), description="those of `orders` that are followed through substitutions as well")
-    max_misses: int = Field(8, ge=0, le=16, description="wrong guesses within 16 after which a tolerant context starts anew")
-    inverted_repeats: bool = Field(True, description="learns the other strand too")
-    slot_bits: int = Field(24, ge=4, le=30, description="a table of an order above 12 has 2 to this power rows")
-    count_bits: Literal[8, 16] = Field(16, description="of a count")
-    start: Literal["genome", "empty"] = Field(
-        "genome", description="what is known before a sequence: what the training chromosomes hold so far, or nothing"
-    )
-    use: Literal["output", "features", "both"] = Field(
-        "output", description="mixed with the network's prediction by a gate, given to the network as input, or both"
-    )
-    gate_width: int = Field(24, ge=1, description="hidden width of the gate")
-
-    @model_validator(mode="after")
-    def _check(self) -> KmerMemory:
-        if list(self.orders) != sorted(set(self.orders)):
-            raise ValueError("orders: each must be larger than the one before")
-        if not set(self.tolerant_orders) <= set(self.orders) or len(set(self.tolerant_orders)) < len(self.tolerant_orders):
-            raise ValueError("tolerant_orders: each must be one of `orders`, once")
-        # Row and tag of 31 bits together are the key, so that no two contexts are mistaken for each other.
-        fewest = 2 * self.orders[-1] - 27
-        if self.orders[-1] > 12 and self.slot_bits < fewest:
-            raise ValueError(f"slot_bits: order {self.orders[-1]} needs at least {fewest}")
-        most = min((2 * order for order in self.orders if order > 12), default=30)
-        if self.slot_bits > most:
-            raise ValueError(f"slot_bits: the lowest order above 12 has no more than 2 to the power of {most} contexts")
-        return self
-
-
 class SequenceModel(Section):
     """Token embedding with motif detectors, blocks of mixer and gated MLP, heads."""
 
@@ -170,12 +138,19 @@ class SequenceModel(Section):
     def _check(self) -> SequenceModel:
         if not (self.pretrain or self.finetune):
             raise ValueError("finetune: with `pretrain: false` nothing would be trained; make one of the two true")
+        if self.kmer_memory and not self.pretrain:
+            raise ValueError("kmer_memory: a model with `pretrain: false` is a classifier, which has none; leave it out")
         if self.kmer_memory and self.bidirectional:
             raise ValueError("kmer_memory: it knows what came before a base, and a bidirectional model has no before; keep one of the two")
         for place, layer in enumerate(self.layers):
             if isinstance(layer, TitansMAC) and layer.full_segments and not self.bidirectional:
                 raise ValueError(f"layers.{place}.full_segments: tokens would see those behind them; it needs `bidirectional: true`")
         return self
+
+
+def _attends_to_all(layer: Layer) -> bool:
+    """True for a layer with positions over the whole of what came before."""
+    return isinstance(layer, BlockSparseAttention) or (isinstance(layer, Attention) and layer.window is None)
 
 
 class CNN(Section):
@@ -343,6 +318,8 @@ class Study(Section):
                 raise ValueError(
                     f"genomes: no chromosome is held out for {role}, and pretraining needs one; name it under genomes.<name>.{role}"
                 )
+        if self.benchmarks and not self.classifiers:
+            raise ValueError("benchmarks: every model has `finetune: false`; leave the benchmarks out, or let a model be fine-tuned")
         self._check_context()
         if self.evaluate.baseline is not None and self.evaluate.baseline not in self.language_models:
             raise ValueError(
@@ -360,7 +337,7 @@ class Study(Section):
         for key, scored in lengths.items():
             for name in self.language_models if scored > trained else ():
                 layers = getattr(self.models[name], "layers", ())
-                if any(isinstance(layer, Attention) and layer.window is None for layer in layers):
+                if any(_attends_to_all(layer) for layer in layers):
                     raise ValueError(
                         f"{key}: {scored} is more than pretrain.context_bp {trained}, and the attention of models.{name}"
                         " was trained on no such distance; lower it, or give the attention a window"

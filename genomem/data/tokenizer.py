@@ -17,6 +17,9 @@ VOCAB_SIZE = 16
 BOS, MASK, PAD, UNK = 2, 3, 4, 6
 A, C, G, T, N = 7, 8, 9, 10, 11
 
+UNKNOWN = 4
+"""What `base_codes` gives for a letter that is no base."""
+
 COMPLEMENT = tuple({A: T, C: G, G: C, T: A}.get(token, token) for token in range(VOCAB_SIZE))
 """Token id -> id of its complement on the other strand; all but A, C, G and T are their own."""
 
@@ -41,6 +44,7 @@ def _encoding_table() -> np.ndarray:
 
 
 _ENCODE = _encoding_table()
+_BASE_CODES = np.minimum(_ENCODE - np.uint8(A), np.uint8(UNKNOWN))
 
 
 def encode(bases: np.ndarray) -> np.ndarray:
@@ -49,6 +53,11 @@ def encode(bases: np.ndarray) -> np.ndarray:
     Lower case has the id of upper case, U that of T, an IUPAC ambiguity code that of N; any other byte is [UNK].
     """
     return _ENCODE[bases]
+
+
+def base_codes(bases: np.ndarray) -> np.ndarray:
+    """Returns A, C, G, T as 0 to 3, either case, and `UNKNOWN` for all else: ASCII uint8 `[...]` -> uint8 `[...]`."""
+    return _BASE_CODES[bases]
 
 
 def decode(ids: np.ndarray) -> str:

@@ -11,15 +11,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-UNKNOWN = 4
+from genomem.data.tokenizer import UNKNOWN, base_codes
 
 _BLOCK = 1 << 24
 _TABLE_ORDER = 11
 _SORTED_KMERS = 1 << 26
-
-_CODES = np.full(256, UNKNOWN, dtype=np.uint8)
-for _code, _letters in enumerate((b"Aa", b"Cc", b"Gg", b"Tt")):
-    _CODES[list(_letters)] = _code
 
 # Each step of a bit reversal that keeps pairs of bits together: swap neighbours of this width under this mask.
 _SWAPS = (
@@ -29,11 +25,6 @@ _SWAPS = (
     (16, 0x0000FFFF0000FFFF),
     (32, 0x00000000FFFFFFFF),
 )
-
-
-def base_codes(bases: np.ndarray) -> np.ndarray:
-    """Returns the code of each ASCII base, either case: uint8, A C G T = 0 1 2 3, anything else `UNKNOWN`."""
-    return _CODES[bases]
 
 
 def join(sequences: Iterable[np.ndarray]) -> np.ndarray:

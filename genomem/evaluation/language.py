@@ -6,18 +6,19 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+import torch
+from torch import nn
 
 from genomem.config import Study, is_bidirectional, stage_digest
 from genomem.data.batches import BASES
 from genomem.data.genome import Genome, open_genome
-from genomem.data.tokenizer import VOCAB_SIZE
+from genomem.data.tokenizer import UNKNOWN, VOCAB_SIZE, base_codes
 from genomem.errors import GenomemError
 from genomem.evaluation.blocks import BlockSums, block_bootstrap
-from genomem.evaluation.kmers import UNKNOWN, base_codes
 from genomem.evaluation.markov import POSITION_CLASSES, SCORED
 from genomem.layout import Layout
 from genomem.models import build_model, count_parameters, kmer_settings
-from genomem.ops.kmer_memory import KmerTables, table_statistics
+from genomem.ops.kmer_memory import table_bytes, table_statistics
 from genomem.progress import track
 from genomem.record import RunRecord, Stopwatch, describe_environment
 from genomem.training.checkpoint import load_weights
@@ -48,25 +49,16 @@ def evaluate_language(study: Study, name: str) -> None:
     model = accelerator.prepare(build_model(study.models[name], VOCAB_SIZE, bases=BASES))
     markov, flags = _read_markov(study, layout)
     genomes = {key: open_genome(study, key) for key in study.genomes}
-    test = {f"{key}:{chrom}": genome.bases(chrom) for key, genome in genomes.items() for chrom in genome.chromosomes("test")}
-    for label, bases in test.items():
+    for label, bases in _test_chromosomes(genomes).items():
         _check_positions(layout, label, bases, flags)
-    runs, chromosomes = [], []
+    runs: list[BlockSums] = []
+    chromosomes: list[dict[str, float]] = []
+    memory: dict[str, Any] = {}
     for seed in study.pretrain.seeds:
         weights, digest = layout.pretrained(name, seed), stage_digest(study, "pretrain", model=name, seed=seed)
         load_weights(weights, accelerator.unwrap_model(model), stage="pretrain", digest=digest)
-        tables = _genome_memory(study, name, genomes)
-        score = partial(
-            score_chromosome,
-            model,
-            context_bp=settings.context_bp,
-            batch_size=settings.batch_size,
-            device=accelerator.device,
-            memory=tables,
-        )
-        bits = {}
-        for label, bases in test.items():
-            bits[label] = score(bases, track=partial(track, title=f"evaluate {name}, seed {seed}, on {label}", unit="batches"))
+        bits, memory = _score(study, name, seed, model, accelerator.device)
+        for label in bits:
             if not np.isfinite(bits[label][(flags[label] & SCORED) > 0]).all():
                 raise GenomemError(
                     f"{weights}: model {name} gives probabilities that are not finite on {label}; "
@@ -77,9 +69,8 @@ def evaluate_language(study: Study, name: str) -> None:
     sums = BlockSums.stack(runs)
     sums.write(layout.language_blocks(name))
     result = {"parameters": count_parameters(model), "context_bp": settings.context_bp, **_summary(study, sums, chromosomes)}
-    if tables is not None:
-        loads = {str(table.order): round(table_statistics(table).load, 4) for table in tables.tables}
-        result["kmer_memory"] = {"state_bytes": tables.state_bytes, "load": loads}
+    if memory:
+        result["kmer_memory"] = memory
     record = RunRecord(
         stage="evaluate_language",
         study=study.name,
@@ -93,16 +84,40 @@ def evaluate_language(study: Study, name: str) -> None:
     record.write(layout.language(name))
 
 
-def _genome_memory(study: Study, name: str, genomes: dict[str, Genome]) -> KmerTables | None:
-    """Returns the k-mer memory of a model after the training and validation chromosomes; None without one, or for one that starts empty.
+def _score(study: Study, name: str, seed: int, model: nn.Module, device: torch.device) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Returns the bits of every base of the test chromosomes, and what the k-mer memory of the model is in the end; nothing without one.
 
-    It goes on learning along the test chromosomes, as compressors do: each base is predicted before it is learnt.
+    Such a memory has read the training and validation chromosomes before, unless it starts empty. It goes on learning along the test
+    chromosomes, as compressors do: each base is predicted before it is learnt.
     """
-    memory = getattr(study.models[name], "kmer_memory", None)
-    if memory is None or memory.start == "empty":
-        return None
-    known = (genome.bases(chrom) for role in ("train", "validation") for genome in genomes.values() for chrom in genome.chromosomes(role))
-    return learnt_tables(kmer_settings(memory), known)
+    genomes = {key: open_genome(study, key) for key in study.genomes}
+    section, tables = getattr(study.models[name], "kmer_memory", None), None
+    if section is not None and section.start == "genome":
+        known = (
+            genome.bases(chrom) for role in ("train", "validation") for genome in genomes.values() for chrom in genome.chromosomes(role)
+        )
+        tables = learnt_tables(kmer_settings(section), known)
+    bits = {}
+    for label, bases in _test_chromosomes(genomes).items():
+        bits[label] = score_chromosome(
+            model,
+            bases,
+            context_bp=study.evaluate.context_bp,
+            batch_size=study.evaluate.batch_size,
+            device=device,
+            memory=tables,
+            track=partial(track, title=f"evaluate {name}, seed {seed}, on {label}", unit="batches"),
+        )
+    if section is None:
+        return bits, {}
+    facts = {"start": section.start, "state_bytes": table_bytes(kmer_settings(section))}
+    statistics = [] if tables is None else map(table_statistics, tables.tables)
+    return bits, facts | {"orders": [{"order": of.order, "load": round(of.load, 4), "dropped": of.dropped} for of in statistics]}
+
+
+def _test_chromosomes(genomes: dict[str, Genome]) -> dict[str, np.ndarray]:
+    """Returns the bases of each test chromosome by ``genome:chromosome``."""
+    return {f"{key}:{chrom}": genome.bases(chrom) for key, genome in genomes.items() for chrom in genome.chromosomes("test")}
 
 
 def _read_markov(study: Study, layout: Layout) -> tuple[RunRecord, dict[str, np.ndarray]]:

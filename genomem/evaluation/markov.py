@@ -14,9 +14,9 @@ import numpy as np
 
 from genomem.config import Study, stage_digest
 from genomem.data.genome import Genome, open_genome
-from genomem.data.tokenizer import is_soft_masked
+from genomem.data.tokenizer import UNKNOWN, base_codes, is_soft_masked
 from genomem.errors import GenomemError
-from genomem.evaluation.kmers import UNKNOWN, base_codes, join
+from genomem.evaluation.kmers import join
 from genomem.evaluation.markov_models import MarkovModel, Positions, fit_markov
 from genomem.files import atomic_path
 from genomem.layout import Layout

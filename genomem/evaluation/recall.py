@@ -12,10 +12,13 @@ loses beyond the length that it was trained on.
 
 The first base of each copy is in no mean: no model can know before it that a copy begins, and without a lead-in nothing predicts it.
 The next tens of bases tell which stretch it is, so the second copy is given without its first 32 bases as well.
+
+What is asked is what a model keeps of this sequence, so a k-mer memory starts empty here, also where it starts with a genome elsewhere.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -28,10 +31,10 @@ from torch import nn
 from genomem.config import Recall, Study, is_bidirectional, stage_digest
 from genomem.data.batches import BASES
 from genomem.data.genome import open_genome
-from genomem.data.tokenizer import VOCAB_SIZE
+from genomem.data.tokenizer import UNKNOWN, VOCAB_SIZE, base_codes
 from genomem.errors import GenomemError
 from genomem.evaluation.blocks import block_bootstrap
-from genomem.evaluation.kmers import UNKNOWN, base_codes, kmers
+from genomem.evaluation.kmers import kmers
 from genomem.layout import Layout
 from genomem.models import build_model, count_parameters
 from genomem.progress import track
@@ -41,6 +44,7 @@ from genomem.training.device import build_accelerator, describe_device
 from genomem.training.scoring import window_bits_per_base
 
 CUE_BP = 32
+MOST_TABLE_BYTES = 1 << 31
 TABLE_ORDER = 12
 TABLE_STRENGTH = 0.01
 """Weight of the order-0 distribution beside one earlier occurrence of a context."""
@@ -91,9 +95,15 @@ def evaluate_recall(study: Study, name: str) -> None:
 def model_bits(model: nn.Module, sequences: np.ndarray, *, batch_tokens: int, device: torch.device) -> np.ndarray:
     """Returns what a language model pays for sequences, a `Score`, in batches of at most `batch_tokens` or of one sequence."""
     model.eval()
-    rows = max(1, batch_tokens // sequences.shape[1])
+    rows = max(1, min(batch_tokens // sequences.shape[1], _rows_with_tables(model)))
     parts = [sequences[start : start + rows] for start in range(0, len(sequences), rows)]
     return np.concatenate([window_bits_per_base(model, part, device) for part in parts])
+
+
+def _rows_with_tables(model: nn.Module) -> int:
+    """Returns how many sequences may be read at once: each has tables of its own in a model with a k-mer memory."""
+    memory = getattr(model, "kmer_memory", None)
+    return sys.maxsize if memory is None else MOST_TABLE_BYTES // memory.state_bytes()
 
 
 def _summary(study: Study, pieces: Pieces, gap_bp: int, runs: list[dict[str, np.ndarray]]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from genomem.ops.kmer_memory import KmerSettings, KmerState, KmerTables, new_tables, read_kmers, recurrent_kmer_memory
+from genomem.ops.kmer_memory import KmerSettings, KmerState, KmerTables, new_tables, read_kmers, recurrent_kmer_memory, table_bytes
 from genomem.ops.kmer_mixture import back_off, evidence, mix
 
 # Smoothing of an order at the start of training: (order, strength); those between are interpolated in the logarithm.
@@ -96,7 +96,8 @@ class KmerMemory(nn.Module):
             reset: ``[B, T]`` bool, True at the first token of a document: no context reaches over it, but what was learnt stays.
 
         Returns:
-            The counts of the base after each token, ``[B, T, E, 4]``, and the state.
+            The counts of the base after each token, ``[B, T, E, 4]``, and the state. Those after the last token of a document mean nothing:
+            the next token starts anew, which a call that ends there cannot know.
         """
         rows = [RowState(new_tables(self.settings), None) for _ in range(len(tokens))] if state is None else state
         codes = (tokens - self.bases.start).cpu()
@@ -116,13 +117,15 @@ class KmerMemory(nn.Module):
         if self.embed is None:
             raise ValueError("this memory was built without features")
         uniform = self.log_strength.new_full((*counts.shape[:-2], 4), -math.log(4))
-        experts = back_off(counts, self.log_strength.exp(), uniform)
+        with torch.autocast(counts.device.type, enabled=False):
+            experts = back_off(counts, self.log_strength.exp(), uniform)
         return self.embed(torch.cat([experts, evidence(counts, experts)], dim=-1).flatten(-2))
 
     def mixed(self, logits: Tensor, hidden: Tensor, counts: Tensor) -> Tensor:
         """Returns the network's logits ``[B, T, vocabulary]`` with those of the bases mixed with the memory, if it is to be mixed.
 
-        What the network gives to all bases together stays what it was.
+        What the network gives to all bases together stays what it was. The mixture is float32 at least, and so is what comes back:
+        weighted sums of logarithms need more than bfloat16.
 
         Args:
             logits: Of the network.
@@ -131,18 +134,20 @@ class KmerMemory(nn.Module):
         """
         if self.gate is None:
             return logits
-        own = logits[..., self.bases].float()
-        network = own.log_softmax(-1)
-        experts = torch.cat([network[..., None, :], back_off(counts, self.log_strength.exp(), network)], dim=-2)
-        # The network has counted nothing.
-        weights = self.gate(hidden.float(), evidence(F.pad(counts, (0, 0, 1, 0)), experts).flatten(-2))
-        bases = mix(experts, weights) + own.logsumexp(-1, keepdim=True)
-        before, after = logits[..., : self.bases.start], logits[..., self.bases.stop :]
-        return torch.cat([before, bases.to(logits.dtype), after], dim=-1)
+        precision = torch.promote_types(logits.dtype, torch.float32)
+        with torch.autocast(logits.device.type, enabled=False):
+            logits, hidden, counts = logits.to(precision), hidden.to(precision), counts.to(precision)
+            own = logits[..., self.bases]
+            network = own.log_softmax(-1)
+            experts = torch.cat([network[..., None, :], back_off(counts, self.log_strength.exp(), network)], dim=-2)
+            # The network has counted nothing.
+            weights = self.gate(hidden, evidence(F.pad(counts, (0, 0, 1, 0)), experts).flatten(-2))
+            bases = mix(experts, weights) + own.logsumexp(-1, keepdim=True)
+        return torch.cat([logits[..., : self.bases.start], bases, logits[..., self.bases.stop :]], dim=-1)
 
     def state_bytes(self) -> int:
         """Returns the bytes of one row's tables."""
-        return new_tables(self.settings).state_bytes
+        return table_bytes(self.settings)
 
 
 def _first_log_strength(order: int) -> float:

@@ -98,10 +98,16 @@ def kmer_models(findings: Findings) -> list[str]:
     return [model for model in ranked_models(findings) if findings.language[model].result.get("kmer_memory")]
 
 
+def _starts_empty(findings: Findings, model: str) -> bool:
+    return findings.language[model].result["kmer_memory"]["start"] == "empty"
+
+
 def memory_sentences(findings: Findings) -> list[str]:
     """Returns what a k-mer memory has read when it predicts a base, and where each quoted figure comes from."""
     sentences = []
-    if names := kmer_models(findings):
+    if names := [model for model in kmer_models(findings) if _starts_empty(findings, model)]:
+        sentences.append(f"The k-mer memory of {', '.join(names)} starts empty in every window.")
+    if names := [model for model in kmer_models(findings) if not _starts_empty(findings, model)]:
         verb, its = ("has", "Its") if len(names) == 1 else ("have", "Their")
         sentences.append(
             f"{', '.join(names)} {verb} a k-mer memory beside the network. It has read the training and the validation chromosomes, and "

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
+
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, InitProcessGroupKwargs
 
 from genomem.errors import GenomemError
+
+# Other processes wait while the first one reads a genome into a k-mer memory: 3 billion bases on both strands take less than this.
+MOST_HOURS_ALONE = 6
 
 _MIXED_PRECISION = {"float32": "no", "bfloat16": "bf16"}
 
@@ -23,7 +28,8 @@ def build_accelerator(precision: str, *, single_process: str = "") -> Accelerato
         GenomemError: `single_process` runs under several.
     """
     on_apple = torch.backends.mps.is_available() and not torch.cuda.is_available()
-    accelerator = Accelerator(mixed_precision=_MIXED_PRECISION[precision], cpu=on_apple or None)
+    waiting = InitProcessGroupKwargs(timeout=timedelta(hours=MOST_HOURS_ALONE))
+    accelerator = Accelerator(mixed_precision=_MIXED_PRECISION[precision], cpu=on_apple or None, kwargs_handlers=[waiting])
     if single_process and accelerator.num_processes > 1:
         raise GenomemError(f"genomem {single_process}: runs in one process, not {accelerator.num_processes}; start it without torchrun")
     return accelerator

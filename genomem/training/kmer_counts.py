@@ -7,13 +7,17 @@ windows is kept. Windows of the other strand have a pass of their own, over the 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from genomem.data.batches import Places, WindowSampler
-from genomem.data.tokenizer import A, encode, reverse_complement
+from genomem.data.tokenizer import base_codes, reverse_complement
+from genomem.errors import GenomemError
 from genomem.files import atomic_path
 from genomem.ops.kmer_memory import KmerSettings, KmerState, KmerTables, new_tables, recurrent_kmer_memory, write_kmers
 from genomem.progress import track
@@ -21,18 +25,34 @@ from genomem.progress import track
 PIECE_BP = 1 << 18
 
 
-def base_numbers(bases: np.ndarray) -> np.ndarray:
-    """Returns A, C, G, T as 0 to 3, and more for what is no base: ASCII uint8 `[n]` to uint8 `[n]`."""
-    return encode(bases) - np.uint8(A)
+def bases_digest(data: Mapping[str, str]) -> str:
+    """Returns 16 hexadecimal digits of the bases of all genomes: of genome -> digest of its bases."""
+    return hashlib.sha256(json.dumps(dict(data), sort_keys=True).encode()).hexdigest()[:16]
+
+
+def empty_tables(settings: KmerSettings) -> KmerTables:
+    """Returns empty tables.
+
+    Raises:
+        GenomemError: They do not fit in memory.
+    """
+    try:
+        return new_tables(settings)
+    except MemoryError:
+        raise GenomemError(f"k-mer tables of {settings.slot_bits} slot bits do not fit in memory; take fewer slot bits or orders") from None
 
 
 def learnt_tables(settings: KmerSettings, chromosomes: Iterable[np.ndarray]) -> KmerTables:
-    """Returns tables that have learnt chromosomes, each ASCII `[n]`."""
-    tables = new_tables(settings)
+    """Returns tables that have learnt chromosomes, each ASCII `[n]`.
+
+    Raises:
+        GenomemError: They do not fit in memory.
+    """
+    tables = empty_tables(settings)
     for bases in chromosomes:
         stream: KmerState | None = None
         for start in range(0, len(bases), PIECE_BP):
-            stream = write_kmers(tables, base_numbers(bases[start : start + PIECE_BP]), state=stream)
+            stream = write_kmers(tables, base_codes(bases[start : start + PIECE_BP]), state=stream)
     return tables
 
 
@@ -48,7 +68,7 @@ class CountStream:
         self.tables, self.bases, self.columns = tables, bases, len(tables.settings.columns)
         self._first, self._done = 0, 0
         self._stream: KmerState | None = None
-        self._held = np.zeros((0, self.columns, 4), tables.tables[0].counts.dtype)
+        self._held = np.zeros((0, self.columns, 4), tables.settings.cell)
 
     def windows(self, starts: np.ndarray, length: int) -> np.ndarray:
         """Returns the counts of windows `[n, length, E, 4]`; zeros behind the end of the chromosome.
@@ -66,26 +86,37 @@ class CountStream:
 
     def _read(self, first: int, end: int) -> None:
         """Goes on to `end`, and holds what stands at `first` or behind it."""
-        parts = [self._held[first - self._first :]]
+        held, self._first = self._held[first - self._first :], first
+        parts = [held]
         while self._done < end:
             piece = self.bases[self._done : self._done + PIECE_BP]
-            counts, self._stream = recurrent_kmer_memory(self.tables, base_numbers(piece), state=self._stream)
+            counts, self._stream = recurrent_kmer_memory(self.tables, base_codes(piece), state=self._stream)
             parts.append(counts[max(0, first - self._done) :])
             self._done += len(piece)
-        self._held, self._first = np.concatenate(parts), first
+        self._held = np.concatenate(parts) if len(parts) > 1 else held
 
 
 def training_counts(settings: KmerSettings, sampler: WindowSampler, steps: int, path: Path, title: str) -> np.ndarray:
     """Returns the counts before each target of every training window, `[steps, B, T, E, 4]`, as a memory map of the file at `path`.
 
-    A file that is there is used: its folder is that of one run of one study.
+    Args:
+        settings: Of the tables.
+        sampler: Of the training windows.
+        steps: Batches.
+        path: A file that is there is used; its name says of which bases it is, its folder of which run of which study.
+        title: What the work is called where its progress is shown.
+
+    Raises:
+        GenomemError: The tables do not fit in memory.
     """
     if not path.exists():
         shape = (steps, sampler.batch_size, sampler.length - 1, len(settings.columns), 4)
         places = [sampler.places(step) for step in range(steps)]
         with atomic_path(path) as temporary:
-            cell = new_tables(settings).tables[0].counts.dtype
-            counts = np.lib.format.open_memmap(temporary, "w+", cell, shape)
+            counts = np.lib.format.open_memmap(temporary, "w+", settings.cell, shape)
+            # A full disk is to be an error here, and not the death of the process where it first writes to a page.
+            with open(temporary, "rb+") as file:
+                os.posix_fallocate(file.fileno(), 0, temporary.stat().st_size)
             _fill(settings, sampler, places, counts.reshape(-1, *shape[2:]), title)
             counts.flush()
     return np.load(path, mmap_mode="r", allow_pickle=False)
@@ -103,7 +134,7 @@ def _fill(settings: KmerSettings, sampler: WindowSampler, places: Sequence[Place
         if is_other:
             strands = [reverse_complement(bases) for bases in reversed(strands)]
             of, first = len(strands) - 1 - of, lengths[of] - first - sampler.length
-        tables = new_tables(settings)
+        tables = empty_tables(settings)
         for index, bases in track(list(enumerate(strands)), f"{title}, {'other' if is_other else 'given'} strand", unit="chromosomes"):
             mine = rows[of == index]
             _record(CountStream(tables, bases), mine, first[of == index], counts)
@@ -126,7 +157,7 @@ def held_out_counts(tables: KmerTables, chromosomes: Sequence[np.ndarray], place
         places: Of the windows.
         length: T.
     """
-    counts = np.zeros((len(places.start), length, len(tables.settings.columns), 4), tables.tables[0].counts.dtype)
+    counts = np.zeros((len(places.start), length, len(tables.settings.columns), 4), tables.settings.cell)
     for index, bases in enumerate(chromosomes):
         rows = np.flatnonzero(places.chromosome == index)
         _record(CountStream(tables, bases), rows, places.start[rows], counts)

@@ -26,7 +26,7 @@ from genomem.record import RunRecord, Stopwatch, describe_environment
 from genomem.training.checkpoint import Checkpoints, save_weights, weights_sha256
 from genomem.training.device import build_accelerator, describe_device
 from genomem.training.interruption import StopRequest, stop_on_signals
-from genomem.training.kmer_counts import held_out_counts, learnt_tables, training_counts
+from genomem.training.kmer_counts import bases_digest, held_out_counts, learnt_tables, training_counts
 from genomem.training.masking import MASK_STREAM, VALIDATION_SEED, masked_batch
 from genomem.training.optimizer import build_optimizer, set_learning_rate, warmup_cosine
 from genomem.training.scoring import cut_windows, masked_bits_per_base, predict, spaced_places, window_bits_per_base
@@ -107,7 +107,7 @@ class Pretraining:
         memory = getattr(self.study.models[self.name], "kmer_memory", None)
         if memory is None or memory.start == "empty":
             return None, None
-        settings, path = kmer_settings(memory), self.checkpoints.folder / "kmer_counts.npy"
+        settings, path = kmer_settings(memory), self.checkpoints.folder / f"kmer_counts-{bases_digest(self.data)}.npy"
         with self.accelerator.main_process_first():
             counts = training_counts(settings, self.sampler, self.settings.steps, path, f"{self.title}: k-mer memory")
         tables = learnt_tables(settings, self.sampler.chromosomes)

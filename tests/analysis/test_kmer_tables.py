@@ -18,10 +18,11 @@ from genomem import __version__
 from genomem.analysis.kmer_tables import MOST_LOAD, build_settings, describe_tables, load_tables, memorize, save_tables
 from genomem.cli import main
 from genomem.data.fasta import read_fasta, sequence_sha256
+from genomem.data.tokenizer import base_codes
 from genomem.errors import EXIT_OK, EXIT_USER_ERROR, GenomemError
 from genomem.ops.kmer_memory import KmerSettings, new_tables, recurrent_kmer_memory, write_kmers
 from genomem.ops.kmer_memory.tables import DROPPED
-from genomem.training.kmer_counts import PIECE_BP, base_numbers, learnt_tables
+from genomem.training.kmer_counts import PIECE_BP, learnt_tables
 
 ORDERS = ["--orders", "3,13", "--slot-bits", "14"]
 
@@ -121,7 +122,7 @@ def test_loaded_tables_are_mapped_and_what_they_learn_stays_out_of_the_file(tabl
     before = tables.read_bytes()
     loaded = load_tables(tables)
     assert all(isinstance(array.base, np.memmap) for array in loaded.arrays().values())
-    more = base_numbers(np.frombuffer(random_bases(800, 5).encode(), np.uint8))
+    more = base_codes(np.frombuffer(random_bases(800, 5).encode(), np.uint8))
     counts, _ = recurrent_kmer_memory(loaded, more)
     learnt = learnt_tables(loaded.settings, [np.frombuffer(next(read_fasta(small))[1], np.uint8)])
     expected, _ = recurrent_kmer_memory(learnt, more)
@@ -158,7 +159,7 @@ def test_the_chosen_slots_are_three_quarters_full_at_most(tmp_path: Path) -> Non
 
 
 def test_rows_are_the_contexts_of_both_strands(small: Path, tables: Path) -> None:
-    codes = base_numbers(np.frombuffer(next(read_fasta(small))[1], np.uint8))
+    codes = base_codes(np.frombuffer(next(read_fasta(small))[1], np.uint8))
     strands = [codes.tolist(), (3 - codes[::-1]).tolist()]
     for row in describe_tables(tables)["orders"]:
         order = row["order"]
@@ -169,7 +170,7 @@ def test_rows_are_the_contexts_of_both_strands(small: Path, tables: Path) -> Non
 
 def test_probes_and_drops_of_a_table_that_is_too_small(tmp_path: Path) -> None:
     tables = new_tables(KmerSettings(orders=(13,), slot_bits=8))
-    write_kmers(tables, base_numbers(np.frombuffer(random_bases(3000).encode(), np.uint8)))
+    write_kmers(tables, base_codes(np.frombuffer(random_bases(3000).encode(), np.uint8)))
     save_tables(tables, tmp_path / "tables", {})
     row = describe_tables(tmp_path / "tables")["orders"][0]
     assert row["used"] == row["rows"] == 256

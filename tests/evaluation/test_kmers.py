@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from genomem.data.tokenizer import UNKNOWN, base_codes
 from genomem.evaluation import kmers as module
-from genomem.evaluation.kmers import UNKNOWN, base_codes, canonical, count_next, join, kmers, known_kmers, reverse_complement
+from genomem.evaluation.kmers import canonical, count_next, join, kmers, known_kmers, reverse_complement
 
 COMPLEMENT = str.maketrans("ACGT", "TGCA")
 

@@ -22,7 +22,8 @@ from genomem.evaluation.language import evaluate_language
 from genomem.evaluation.markov import REPEAT, SCORED, SURE, evaluate_markov
 from genomem.files import write_json
 from genomem.layout import Layout
-from genomem.models import build_model
+from genomem.models import build_model, kmer_settings
+from genomem.ops.kmer_memory import recurrent_kmer_memory
 from genomem.record import RunRecord
 from genomem.training.checkpoint import save_weights
 from genomem.training.scoring import score_chromosome
@@ -273,10 +274,11 @@ def test_a_record_without_test_positions_of_a_chromosome(tiny_study: Study, monk
 def test_a_kmer_memory_has_read_all_but_the_test_chromosomes_and_its_size_is_recorded(
     make_study: Callable[..., Study], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    orders = {"kmer_memory": {"orders": [2, 13], "slot_bits": 14}}
+    orders = {"kmer_memory": {"orders": [2, 13], "slot_bits": 15}}
     study = make_study(models={"titans": orders})
     write_markov(study, first=2.0)
-    use_model(monkeypatch, Known(2.0))
+    model = Known(2.0)
+    use_model(monkeypatch, model)
     learnt: list[np.ndarray] = []
     build = module.learnt_tables
     monkeypatch.setattr(module, "learnt_tables", lambda settings, known: build(settings, learnt.extend(known) or learnt))
@@ -285,7 +287,18 @@ def test_a_kmer_memory_has_read_all_but_the_test_chromosomes_and_its_size_is_rec
     expected = [genome.bases(chrom) for names in (("chr1", "chr2"), ("chr3",)) for genome in genomes for chrom in names]
     assert [bases.tobytes() for bases in learnt] == [bases.tobytes() for bases in expected]
     found = RunRecord.read(Layout(study).language("titans")).result["kmer_memory"]
-    assert found["state_bytes"] > 4**2 * 8 + 2**14 * 12
-    # Both strands of seven thousand bases fill nearly every context of two bases, and not a sixteenth of 4^7 places.
-    assert found["load"]["2"] == 1
-    assert 0.2 < found["load"]["13"] < 0.6
+    assert found["start"] == "genome"
+    assert found["state_bytes"] > 4**2 * 8 + 2**15 * 12
+    # Both strands of four thousand bases fill every context of two bases, and a quarter of 2^15 places.
+    assert [row["order"] for row in found["orders"]] == [2, 13]
+    assert found["orders"][0]["load"] == 1
+    assert 0.1 < found["orders"][1]["load"] < 0.4
+    assert found["orders"][1]["dropped"] == 0
+    # The last batch of the last chromosome was scored with what the whole genome tells about it.
+    tables = build(kmer_settings(study.models["titans"].kmer_memory), expected)
+    for name in study.genomes:
+        counts, _ = recurrent_kmer_memory(tables, tokenizer.base_codes(Genome(Layout(study).genome_store(name)).bases("chr4")))
+    assert model.counts is not None
+    context = study.evaluate.context_bp
+    first = (350 - 1 - context + context // 2 - 1) // (context // 2) * (context // 2)
+    np.testing.assert_array_equal(model.counts[-1, : 350 - first - 1].numpy(), counts[first + 1 :])

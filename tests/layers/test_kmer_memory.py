@@ -112,6 +112,22 @@ def test_what_the_network_gives_to_all_bases_together_stays(tokens: Tensor) -> N
     assert not torch.allclose(mixed, logits)
 
 
+@pytest.mark.parametrize(("use", "parts"), [("output", (True, False)), ("features", (False, True)), ("both", (True, True))])
+def test_what_the_memory_is_used_for(use: str, parts: tuple[bool, bool], tokens: Tensor) -> None:
+    model = language_model(use)
+    layer = model.kmer_memory
+    assert layer is not None
+    assert (layer.gate is not None, layer.embed is not None) == parts
+    logits, hidden = torch.randn(2, 80, VOCABULARY), torch.randn(2, 80, 8)
+    assert torch.equal(layer.mixed(logits, hidden, layer(tokens)[0]), logits) == (use == "features")
+
+
+def test_the_gate_starts_halfway_between_the_network_and_the_highest_order() -> None:
+    gate = memory().gate
+    assert gate is not None
+    torch.testing.assert_close(gate.out.bias, torch.tensor([0.5, 0, 0, 0.5, 0]))
+
+
 def test_gradients_reach_every_parameter(tokens: Tensor) -> None:
     model = language_model("both")
     model(tokens)[0][..., BASES].log_softmax(-1)[..., 0].sum().backward()

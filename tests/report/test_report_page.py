@@ -416,11 +416,15 @@ def test_quoted_figures_stand_under_those_that_were_measured_and_say_where_they_
 def test_a_kmer_memory_states_its_bytes_and_its_protocol(write_study):
     written = write_study()
     assert "k-mer tables" not in Reader(written.report()).text
-    written.edit(written.layout.language("titans_lmm"), {"result": {"kmer_memory": {"state_bytes": 3 * 2**20, "load": {"11": 0.5}}}})
+    written.edit(
+        written.layout.language("titans_lmm"), {"result": {"kmer_memory": {"start": "genome", "state_bytes": 3 * 2**20, "orders": []}}}
+    )
     page = Reader(written.report())
     assert page.cells("language_bits")["titans_lmm"][1] == "3 MiB"
     assert page.cells("language_bits")["attention"][1] == "–"
     assert "titans_lmm has a k-mer memory beside the network. It has read the training and the validation chromosomes" in page.text
+    written.edit(written.layout.language("titans_lmm"), {"result": {"kmer_memory": {"start": "empty"}}})
+    assert "The k-mer memory of titans_lmm starts empty in every window." in Reader(written.report()).text
 
 
 def test_a_model_that_is_a_language_model_alone_stands_in_no_benchmark_table(write_study):

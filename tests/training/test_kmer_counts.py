@@ -9,10 +9,10 @@ import pytest
 
 from genomem.data.batches import Places, WindowSampler
 from genomem.data.genome import Genome, tokenize_genome
-from genomem.data.tokenizer import reverse_complement
+from genomem.data.tokenizer import base_codes, reverse_complement
 from genomem.ops.kmer_memory import KmerSettings, new_tables, recurrent_kmer_memory
 from genomem.training import kmer_counts
-from genomem.training.kmer_counts import CountStream, base_numbers, held_out_counts, learnt_tables, training_counts
+from genomem.training.kmer_counts import CountStream, held_out_counts, learnt_tables, training_counts
 
 SETTINGS = KmerSettings(orders=(2, 3, 13), slot_bits=10)
 STEPS, BATCH, TOKENS = 6, 4, 30
@@ -35,7 +35,7 @@ def sampler(genome: Genome) -> WindowSampler:
 def whole(chromosomes: list[np.ndarray]) -> list[np.ndarray]:
     """Returns the counts before every base of every chromosome."""
     tables = new_tables(SETTINGS)
-    return [recurrent_kmer_memory(tables, base_numbers(bases))[0] for bases in chromosomes]
+    return [recurrent_kmer_memory(tables, base_codes(bases))[0] for bases in chromosomes]
 
 
 @pytest.mark.parametrize("piece_bp", [7, 1 << 18], ids=["small pieces", "one piece"])

@@ -22,9 +22,12 @@ from genomem.data import tokenizer
 from genomem.data.genome import Genome
 from genomem.errors import GenomemError
 from genomem.layout import Layout
+from genomem.models import kmer_settings
 from genomem.record import RunRecord
 from genomem.training import pretrain as module
+from genomem.training.kmer_counts import held_out_counts, learnt_tables, training_counts
 from genomem.training.pretrain import Pretraining, pretrain
+from genomem.training.scoring import spaced_places
 
 MakeStudy = Callable[..., Study]
 
@@ -286,6 +289,15 @@ def test_validation_reads_the_second_half_of_held_out_windows(make_study: MakeSt
     assert run._validation_bits() == np.arange(16, 32).mean()
 
 
+def test_a_kmer_memory_in_bfloat16_is_mixed_in_float32(make_study: MakeStudy, fresh_accelerator: None) -> None:
+    study = make_study(models={"kmer": KMER | {"dropout": 0.0}}, pretrain={"precision": "bfloat16"})
+    run = Pretraining(study, "kmer", 0)
+    seen = []
+    run.bare_model.kmer_memory.gate.register_forward_hook(lambda gate, facts, weights: seen.append((facts[1].dtype, weights.dtype)))
+    assert run._loss(run._batch(0)).isfinite()
+    assert seen == [(torch.float32, torch.float32)]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("model", ["titans", "both_ways", "kmer"])
 def test_two_processes_equal_one(make_study: MakeStudy, study_file: Callable[[Study], Path], model: str) -> None:
@@ -307,6 +319,27 @@ def test_two_processes_equal_one(make_study: MakeStudy, study_file: Callable[[St
     assert "weights_sha256" in dataclasses.asdict(read_record(two, model))["result"]
 
 
+def test_batches_and_validation_windows_carry_the_counts_of_the_past(make_study: MakeStudy) -> None:
+    study = make_study(models={"kmer": KMER})
+    run, settings = Pretraining(study, "kmer", 0), kmer_settings(study.models["kmer"].kmer_memory)
+    for step in (0, 3, 11):
+        expected = training_counts(settings, run.sampler, 12, Layout(study).results / "again.npy", "test")[step]
+        np.testing.assert_array_equal(run._batch(step).counts, expected)
+    places = spaced_places([genome.bases("chr3") for genome in run.genomes.values()], 33, 500)
+    held_out = [genome.bases("chr3") for genome in run.genomes.values()]
+    expected = held_out_counts(learnt_tables(settings, run.sampler.chromosomes), held_out, places, 32)
+    np.testing.assert_array_equal(run.validation_counts, expected)
+
+
+def test_counts_of_other_bases_are_not_used(make_study: MakeStudy, monkeypatch: pytest.MonkeyPatch) -> None:
+    study = make_study(models={"kmer": KMER})
+    first = Pretraining(study, "kmer", 0)
+    other = {name: digest[::-1] for name, digest in first.data.items()}
+    monkeypatch.setattr(Genome, "sequence_sha256", property(lambda genome: other[genome.manifest["name"]]))
+    Pretraining(study, "kmer", 0)
+    assert len(list(first.checkpoints.folder.glob("kmer_counts-*.npy"))) == 2
+
+
 @pytest.mark.parametrize("start", ["genome", "empty"])
 def test_a_stopped_run_with_a_kmer_memory_goes_on_to_the_same_bits(
     start: str, make_study: MakeStudy, monkeypatch: pytest.MonkeyPatch
@@ -318,7 +351,7 @@ def test_a_stopped_run_with_a_kmer_memory_goes_on_to_the_same_bits(
         stop_after(patch, 6, lambda: os.kill(os.getpid(), signal.SIGTERM))
         pretrain(study, "kmer", 0)
     counts = list(Layout(study).checkpoints("kmer", 0).rglob("*.npy"))
-    assert [path.name for path in counts] == ["kmer_counts.npy"] * (start == "genome")
+    assert len(counts) == (start == "genome")
     pretrain(study, "kmer", 0)
     assert read_record(study, "kmer").run["resumed_from_step"] == 7
     assert read_record(study, "kmer").result == read_record(whole, "kmer").result

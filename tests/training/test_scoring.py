@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from genomem.data import tokenizer
 from genomem.data.batches import BASES
+from genomem.data.tokenizer import base_codes
 from genomem.ops.kmer_memory import KmerSettings, recurrent_kmer_memory
-from genomem.training.kmer_counts import base_numbers, learnt_tables
+from genomem.training.kmer_counts import learnt_tables
 from genomem.training.scoring import cut_windows, score_chromosome, spaced_places, window_bits_per_base
 
 CPU = torch.device("cpu")
@@ -72,8 +73,8 @@ def test_a_kmer_memory_learns_along_the_chromosome_whatever_the_windows(length: 
     settings = KmerSettings(orders=(1, 3))
     before, bases = random_bases(300), random_bases(length)
     memory, expected = learnt_tables(settings, [before]), np.full(length, np.nan)
-    counts, _ = recurrent_kmer_memory(learnt_tables(settings, [before]), base_numbers(bases))
-    for i, number in enumerate(base_numbers(bases)):
+    counts, _ = recurrent_kmer_memory(learnt_tables(settings, [before]), base_codes(bases))
+    for i, number in enumerate(base_codes(bases)):
         if i and number < 4:
             expected[i] = -math.log2((counts[i, -1, number] + 1) / (counts[i, -1].sum() + 4))
     bits = score_chromosome(Recites(), bases, context_bp=context, batch_size=batch_size, device=CPU, memory=memory)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+
 MAX_ORDER = 24
 DIRECT_ORDER = 12
 """Up to this order a table has a row for every context; above, contexts are hashed."""
@@ -68,6 +70,13 @@ class KmerSettings:
     def limit(self) -> int:
         """The largest count; -1 where counts are float32 and have none."""
         return LIMITS[self.count_bits] if self.keep == 1 else -1
+
+    @property
+    def cell(self) -> type[np.float32] | type[np.uint8] | type[np.uint16]:
+        """The dtype of a count."""
+        if self.keep < 1:
+            return np.float32
+        return np.uint8 if self.count_bits == 8 else np.uint16
 
     @property
     def columns(self) -> tuple[tuple[int, bool], ...]:

@@ -74,6 +74,11 @@ class KmerTables(NamedTuple):
         return {name: array for name, array in named.items() if array.size}
 
 
+def table_bytes(settings: KmerSettings) -> int:
+    """Returns the bytes of all tables of these settings."""
+    return sum(size * np.dtype(dtype).itemsize for order in settings.orders for size, dtype in _shapes(settings, order).values())
+
+
 def new_tables(settings: KmerSettings) -> KmerTables:
     """Returns empty tables."""
     return KmerTables(settings, tuple(_table(settings, order, {}) for order in settings.orders))
@@ -108,10 +113,9 @@ def _shapes(settings: KmerSettings, order: int) -> dict[str, tuple[int, type]]:
     """Size and dtype of each array."""
     kind = _kind(settings, order)
     rows = 4**order if kind == DIRECT else 1 << settings.slot_bits
-    cell = np.float32 if settings.keep < 1 else {8: np.uint8, 16: np.uint16}[settings.count_bits]
     chained = rows * (kind == CHAINED)
     return {
-        "counts": (4 * rows, cell),
+        "counts": (4 * rows, settings.cell),
         "tags": (rows * (kind != DIRECT), np.uint32),
         "heads": (chained, np.int32),
         "links": (chained, np.int32),
