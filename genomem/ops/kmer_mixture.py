@@ -1,7 +1,7 @@
 """From the counts of a k-mer memory to one distribution of the next base.
 
-Symbols: E columns of counts, orders rising, and behind them those of tolerant contexts; ``C_j`` the counts of column j and ``n_j`` their sum; ``p_0`` the network's distribution.
-Every column backs off to the one before it, and the first to the network (Dirichlet smoothing) ::
+Symbols: E columns of counts, orders rising, and behind them those of tolerant contexts; ``C_j`` the counts of column j, ``n_j`` their
+sum; ``p_0`` the network's distribution. Every column backs off to the one before it, and the first to the network (Dirichlet smoothing) ::
 
     p_j = (C_j + a_j p_{j-1}) / (n_j + a_j)
 
