@@ -198,12 +198,13 @@ def test_the_only_pretraining_seed_may_be_left_out(
     assert asked == [("titans", expected)]
 
 
+@pytest.mark.parametrize("command", [["finetune", "--seed", "0"], ["evaluate", "classification"]], ids=lambda command: command[0])
 def test_fine_tuning_a_language_model_alone(
-    make_study: MakeStudy, study_file: Callable[[Study], Path], capsys: pytest.CaptureFixture
+    command: list[str], make_study: MakeStudy, study_file: Callable[[Study], Path], capsys: pytest.CaptureFixture
 ) -> None:
     path = study_file(make_study(models={"titans": {"finetune": False}}))
     capsys.readouterr()
-    assert main(["finetune", str(path), "--model", "titans", "--dataset", "composition", "--seed", "0"]) == EXIT_USER_ERROR
+    assert main(with_study([*command, "--model", "titans", "--dataset", "composition"], path)) == EXIT_USER_ERROR
     assert line(capsys) == f"{path}: models.titans has `finetune: false`; it is a language model alone"
 
 

@@ -86,6 +86,14 @@ def read_pretrained_study(arguments: argparse.Namespace) -> Study:
     return study
 
 
+def read_finetuned_study(arguments: argparse.Namespace) -> Study:
+    """Reads the study and checks that its model is one that is fine-tuned."""
+    study = read_study(arguments)
+    if arguments.model not in study.classifiers:
+        raise GenomemError(f"{arguments.study}: models.{arguments.model} has `finetune: false`; it is a language model alone")
+    return study
+
+
 def show_line(line: str) -> None:
     """Prints one line on standard output, at once, without breaking a progress bar."""
     from tqdm import tqdm

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from genomem.cli.arguments import add_dataset, add_model, add_verb, read_pretrained_study, read_study
+from genomem.cli.arguments import add_dataset, add_model, add_verb, read_finetuned_study, read_pretrained_study, read_study
 
 
 def add_tasks(parser: argparse.ArgumentParser) -> None:
@@ -53,7 +53,7 @@ def _evaluate_controls(arguments: argparse.Namespace) -> None:
 
 
 def _evaluate_classification(arguments: argparse.Namespace) -> None:
-    study = read_study(arguments)
+    study = read_finetuned_study(arguments)
     from genomem.evaluation.classification import evaluate_classification
 
     evaluate_classification(study, arguments.dataset, arguments.model)

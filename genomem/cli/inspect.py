@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from genomem.cli.arguments import add_model, add_verb, read_pretrained_study, read_study, show_line, whole_number, whole_numbers
+from genomem.cli.arguments import add_model, add_verb, read_finetuned_study, read_pretrained_study, show_line, whole_number, whole_numbers
 from genomem.cli.kmer import table_lines
 from genomem.errors import GenomemError
 
@@ -32,7 +32,7 @@ def _add_columns(topics) -> None:
 
 
 def _inspect_columns(arguments: argparse.Namespace) -> None:
-    study = read_study(arguments) if arguments.dataset else read_pretrained_study(arguments)
+    study = read_finetuned_study(arguments) if arguments.dataset else read_pretrained_study(arguments)
     seeds = study.seeds if arguments.dataset else study.pretrain.seeds
     seed = seeds[0] if arguments.seed is None else arguments.seed
     if seed not in seeds:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from genomem.cli.arguments import add_dataset, add_model, add_verb, read_pretrained_study, read_study
+from genomem.cli.arguments import add_dataset, add_model, add_verb, read_finetuned_study, read_pretrained_study, read_study
 from genomem.errors import GenomemError
 
 
@@ -105,10 +105,8 @@ def _pretrain(arguments: argparse.Namespace) -> None:
 
 
 def _finetune(arguments: argparse.Namespace) -> None:
-    study = read_study(arguments)
+    study = read_finetuned_study(arguments)
     seed = _chosen_seed(arguments, study.seeds, "seed")
-    if arguments.model not in study.classifiers:
-        raise GenomemError(f"{arguments.study}: models.{arguments.model} has `finetune: false`; it is a language model alone")
     from genomem.training.finetune import finetune
 
     finetune(study, arguments.dataset, arguments.model, seed)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -125,7 +126,7 @@ def _read_markov(study: Study, layout: Layout) -> tuple[RunRecord, dict[str, np.
     try:
         with np.load(layout.markov_scores, allow_pickle=False) as arrays:
             flags = dict(arrays)
-    except (OSError, ValueError):
+    except (OSError, ValueError, BadZipFile):
         raise GenomemError(f"{layout.markov_scores}: missing or damaged; run `genomem evaluate markov` first") from None
     record = RunRecord.read(layout.markov)
     if record.digest != stage_digest(study, "evaluate_markov"):

@@ -251,7 +251,9 @@ def test_tables_that_do_not_fit_in_memory(
         raise MemoryError
 
     monkeypatch.setattr("genomem.training.kmer_counts.new_tables", full)
-    assert "do not fit in memory; take fewer slot bits or orders" in refused(capsys, "memorize", small, "--out", tmp_path / "tables", *ORDERS)
+    assert "do not fit in memory; take fewer slot bits or orders" in refused(
+        capsys, "memorize", small, "--out", tmp_path / "tables", *ORDERS
+    )
 
 
 @pytest.mark.parametrize("case", ["missing", "folder", "text", "empty", "pickle", "cut short", "cut in the header", "another safetensors"])

@@ -222,8 +222,12 @@ def test_a_real_model_beside_real_markov_models(tiny_study: Study) -> None:
     assert record.result["positions"] == markov["positions"]
 
 
-def test_without_markov_scores(tiny_study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("content", [None, b"", b"PK\x03\x04 cut short"], ids=["missing", "empty", "damaged"])
+def test_without_markov_scores(content: bytes | None, tiny_study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
     use_model(monkeypatch, Known(2.0))
+    if content is not None:
+        write_markov(tiny_study, first=2.0)
+        Layout(tiny_study).markov_scores.write_bytes(content)
     with pytest.raises(GenomemError, match=r"markov\.npz: missing or damaged; run `genomem evaluate markov` first"):
         evaluate_language(tiny_study, "titans")
 
