@@ -124,9 +124,9 @@ def _test_chromosomes(genomes: dict[str, Genome]) -> dict[str, np.ndarray]:
 def _read_markov(study: Study, layout: Layout) -> tuple[RunRecord, dict[str, np.ndarray]]:
     """Returns the record of the Markov models and the flags of each base."""
     try:
-        with np.load(layout.markov_scores, allow_pickle=False) as arrays:
+        with open(layout.markov_scores, "rb") as file, np.load(file, allow_pickle=False) as arrays:
             flags = dict(arrays)
-    except (OSError, ValueError, BadZipFile):
+    except (OSError, ValueError, EOFError, BadZipFile):
         raise GenomemError(f"{layout.markov_scores}: missing or damaged; run `genomem evaluate markov` first") from None
     record = RunRecord.read(layout.markov)
     if record.digest != stage_digest(study, "evaluate_markov"):
