@@ -36,6 +36,8 @@ def _made_of(model: Model) -> str:
         return "the GenomicBenchmarks CNN"
     stem = f"motif stem of {model.stem_kernel} bases" if model.stem_kernel > 1 else "no convolutional stem"
     trunk = f"{stem}, then {model.repeat} × ({', '.join(map(_layer, model.layers))}), {model.dim} channels"
+    if model.kmer_memory:
+        trunk += f", with a k-mer memory of orders {', '.join(map(str, model.kmer_memory.orders))} ({model.kmer_memory.use})"
     return f"{trunk}, bidirectional: each layer reads from both ends, and the model reads both strands" if model.bidirectional else trunk
 
 
@@ -55,7 +57,7 @@ def _is_same_trunk(first: Model, second: Model) -> bool:
         second.stem_kernel,
         second.mlp_ratio,
         len(layers[1]),
-    ):
+    ) or first.kmer_memory != second.kmer_memory:
         return False
     swapped = {(one.mixer, other.mixer) for one, other in zip(*layers, strict=True) if one != other}
     return len(swapped) <= 1 and all(one != other for one, other in swapped)

@@ -427,6 +427,13 @@ def test_a_kmer_memory_states_its_bytes_and_its_protocol(write_study):
     assert "The k-mer memory of titans_lmm starts empty in every window." in Reader(written.report()).text
 
 
+def test_a_kmer_memory_is_named_where_models_are_described(write_study):
+    models = {"with": {"layers": ["attention"], "kmer_memory": {"orders": [11, 14]}}, "without": {"layers": ["attention"]}}
+    page = Reader(write_study(models=models, benchmarks={}).report())
+    assert "128 channels, with a k-mer memory of orders 11, 14 (output)." in page.text
+    assert "These models differ in what stands around the mixer" in page.text
+
+
 def test_a_model_that_is_a_language_model_alone_stands_in_no_benchmark_table(write_study):
     models = {"titans_lmm": {"layers": ["titans_lmm"]}, "attention": {"layers": ["attention"], "finetune": False}}
     page = Reader(write_study(models=models).report())
