@@ -89,7 +89,7 @@ def bench_hippo(settings: HippoSettings, folder: Path | None, show: Callable[[st
     Raises:
         GenomemError: A row is unknown, the operators would not be kept, there is no such device, or `folder` is a file.
     """
-    names, device = _chosen(settings), _device(settings.conditions)
+    names, device = _chosen(settings), settings.conditions.device_name()
     if folder is not None:
         make_folder(folder)
     stopwatch, machine = Stopwatch(), environment(settings.conditions, device)
@@ -193,14 +193,6 @@ def _chosen(settings: HippoSettings) -> tuple[str, ...]:
             f"--tokens {settings.tokens}: the operators of more than {most} tokens are not kept at N = {max(settings.sizes)}; take fewer"
         )
     return tuple(name for name in TITLES if name in settings.rows or not settings.rows)
-
-
-def _device(conditions: Conditions) -> str:
-    if conditions.device == "cpu":
-        return "cpu"
-    if not torch.cuda.is_available():
-        raise GenomemError("--device cuda: PyTorch sees no GPU here; leave --device out to measure on the CPU")
-    return f"cuda ({torch.cuda.get_device_name()})"
 
 
 def _command(settings: HippoSettings, names: tuple[str, ...]) -> str:

@@ -61,7 +61,7 @@ READING = (
     "All orders and both strands together. learn and predict and learn begin with empty tables each time; read has tables that have learnt "
     "the sequence. Times are medians, without compiling, which is done once for an installation.",
     "CPU s is the time of all threads together: it is the fairer number where other work ran on the machine.",
-    "predict and learn by sorting is the parallel form in PyTorch.",
+    "predict and learn by sorting is the parallel form in PyTorch; with --device cuda it alone runs on the GPU.",
     f"The Python dictionary is the definition of the memory, run on the first {DICTIONARY_BP:,} bases at most.",
     "For comparison: GeCo3 compresses yeast (12 million bases) at 480,000 bases/s at level 6 and 230,000 at level 12, measured once on one "
     "core. It does more than this: it mixes its models with a small network.",
@@ -106,7 +106,7 @@ def bench_kmer(settings: KmerBenchSettings, folder: Path | None, show: Callable[
         GenomemError: A row is unknown, the orders and slots do not fit, the file is no FASTA or too short, there is no such device, or
             `folder` is a file.
     """
-    names, device = _chosen(settings), _device(settings.conditions)
+    names, device = _chosen(settings), settings.conditions.device_name()
     if folder is not None:
         make_folder(folder)
     stopwatch, machine = Stopwatch(), environment(settings.conditions, device, ["numba"])
@@ -216,14 +216,6 @@ def _chosen(settings: KmerBenchSettings) -> tuple[str, ...]:
         raise GenomemError(f"--orders, --slot-bits: {error}") from None
     read_bases(settings, max(settings.lengths))
     return tuple(name for name in TITLES if name in settings.rows or not settings.rows)
-
-
-def _device(conditions: Conditions) -> str:
-    if conditions.device == "cpu":
-        return "cpu"
-    if not torch.cuda.is_available():
-        raise GenomemError("--device cuda: PyTorch sees no GPU here; leave --device out to measure on the CPU")
-    return f"cuda ({torch.cuda.get_device_name()}) for the sorting row, cpu for the others"
 
 
 def _command(settings: KmerBenchSettings, names: tuple[str, ...]) -> str:

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import torch
 
+from genomem.errors import GenomemError
+
 # Rows of the square matrices whose product is called large: enough to fill the device, little enough to be quick.
 _LARGE = {"cpu": 2048, "cuda": 8192}
 # Another pass is begun when this many times the slowest one so far still fits in the time.
@@ -35,6 +37,18 @@ class Conditions:
     threads: int = 1
     repeats: int = 3
     limit_seconds: float = 120.0
+
+    def device_name(self) -> str:
+        """Returns ``cpu``, or the GPU with its model.
+
+        Raises:
+            GenomemError: PyTorch sees no GPU.
+        """
+        if self.device == "cpu":
+            return "cpu"
+        if not torch.cuda.is_available():
+            raise GenomemError("--device cuda: PyTorch sees no GPU here; leave --device out to measure on the CPU")
+        return f"cuda ({torch.cuda.get_device_name()})"
 
     def flags(self) -> str:
         """Returns the conditions as they stand on the command line."""

@@ -136,7 +136,7 @@ def bench_memory(settings: MemorySettings, folder: Path | None, show: Callable[[
     Raises:
         GenomemError: A row is unknown, a size does not fit, there is no such device, or `folder` is a file.
     """
-    names, device = _chosen(settings), _device(settings)
+    names, device = _chosen(settings), settings.conditions.device_name()
     if folder is not None:
         make_folder(folder)
     stopwatch, machine = Stopwatch(), environment(settings.conditions, device, {layer.package for layer in LAYERS.values()} - {""})
@@ -230,14 +230,6 @@ def _chosen(settings: MemorySettings) -> tuple[str, ...]:
     if settings.dim % (2 * settings.heads):
         raise GenomemError(f"--dim {settings.dim} is not a multiple of twice --heads {settings.heads}; change one of them")
     return tuple(name for name in ROWS if name in settings.rows or not settings.rows)
-
-
-def _device(settings: MemorySettings) -> str:
-    if settings.conditions.device == "cpu":
-        return "cpu"
-    if not torch.cuda.is_available():
-        raise GenomemError("--device cuda: PyTorch sees no GPU here; leave --device out to measure on the CPU")
-    return f"cuda ({torch.cuda.get_device_name()})"
 
 
 def _is_absent(package: str) -> bool:

@@ -215,11 +215,7 @@ def _checked(settings: SequenceDimensionSettings) -> str:
     """Returns the name of the device."""
     if settings.dim % (2 * settings.heads):
         raise GenomemError(f"--dim {settings.dim} is not a multiple of twice --heads {settings.heads}; change one of them")
-    if settings.conditions.device == "cpu":
-        return "cpu"
-    if not torch.cuda.is_available():
-        raise GenomemError("--device cuda: PyTorch sees no GPU here; leave --device out to measure on the CPU")
-    return f"cuda ({torch.cuda.get_device_name()})"
+    return settings.conditions.device_name()
 
 
 def _command(settings: SequenceDimensionSettings) -> str:
